@@ -1,0 +1,1 @@
+"""Datasets, code only: a file per dataset, small images as one tensor on the device."""

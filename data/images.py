@@ -1,0 +1,82 @@
+"""Small images that live as one uint8 tensor on the device; normalised (and augmented) per batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Images:
+    """A classification dataset of equally shaped images.
+
+    `train` and `test`: (images, labels), uint8 of shape (n, channels, height, width) and int64 of shape (n,).
+    `peak`: the pixel value that counts as 1.0 before `mean` and `std` (per channel) are applied. `augment` takes a
+    uint8 batch and a generator. `digest`: the expected content digest; ValueError when the data have another one.
+    """
+
+    def __init__(
+        self,
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+        *,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        peak: float = 255.0,
+        augment: Augmentation | None = None,
+        train_subset: int | None = None,
+        digest: str | None = None,
+    ) -> None:
+        found = content_digest(*train, *test)
+        if digest is not None and digest != found:
+            raise ValueError(f"the data's digest is {found}, not {digest}: these are not the data the numbers belong to")
+        if train_subset is not None:
+            train = (train[0][:train_subset], train[1][:train_subset])
+        self.train, self.test = train, test
+        self.num_classes = num_classes
+        self.in_shape = tuple(train[0].shape[1:])
+        self.augment = augment
+        self.offset = torch.tensor(mean).view(1, -1, 1, 1) * peak
+        self.scale = torch.tensor(std).view(1, -1, 1, 1) * peak
+
+    @property
+    def train_size(self) -> int:
+        return len(self.train[1])
+
+    def to(self, device: torch.device) -> Images:
+        """Move everything to the device once."""
+        self.train = (self.train[0].to(device), self.train[1].to(device))
+        self.test = (self.test[0].to(device), self.test[1].to(device))
+        self.offset, self.scale = self.offset.to(device), self.scale.to(device)
+        return self
+
+    def batch(self, indices: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Training samples as (float images, labels); `seed` fixes the batch's augmentation."""
+        indices = indices.to(self.train[1].device)
+        images = self.train[0][indices]
+        if self.augment is not None:
+            images = self.augment(images, torch.Generator(images.device).manual_seed(seed))
+        return self._normalise(images), self.train[1][indices]
+
+    def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test set in order, every sample once."""
+        images, labels = self.test
+        for start in range(0, len(labels), size):
+            yield self._normalise(images[start : start + size]), labels[start : start + size]
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return images.float().sub_(self.offset).div_(self.scale)
+
+
+def content_digest(*tensors: Tensor) -> str:
+    """A digest of tensors' contents and shapes."""
+    h = hashlib.sha256()
+    for tensor in tensors:
+        h.update(str((tuple(tensor.shape), tensor.dtype)).encode())
+        h.update(tensor.contiguous().numpy().tobytes())
+    return h.hexdigest()[:16]

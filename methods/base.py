@@ -1,0 +1,136 @@
+"""The method contract: what the trainer asks of a sparse-training method, and what it offers it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.allocation import prunable_weights
+from methods.masks import Masks
+
+Sparsity = Annotated[float, "0 <= x < 1"]
+
+
+@dataclass
+class Context:
+    """Where the run stands, handed to every hook.
+
+    `step` counts finished optimizer steps when a step begins (0 at the first) and keeps that value until it has ended;
+    `epoch` is the current epoch, from 1. `rng` is a CPU generator that is identical on every rank.
+    """
+
+    optimizer: torch.optim.Optimizer
+    rng: torch.Generator
+    total_steps: int
+    steps_per_epoch: int
+    step: int = 0
+    epoch: int = 1
+    lr: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Method:
+    """Dense training, and the base of every method: a hook that does nothing is not overridden.
+
+    Fields are the hyperparameters, named as in `conf/method/*.yaml`. `keep_dense` lists the layers (shell patterns of
+    names) that are never pruned; all other convolutions and linear layers are. Densities count those others only.
+    """
+
+    keep_dense: list[str] = field(default_factory=list)
+
+    def check(self, epochs: float) -> None:
+        """Raise ValueError when the hyperparameters do not fit a run of that many epochs. Runs before anything else."""
+
+    def setup(self, model: nn.Module) -> nn.Module:
+        """Before the optimizer is made: find the weights; surgery, new parameters, freezing."""
+        self.weights = prunable_weights(model, self.keep_dense)
+        return model
+
+    def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Parameter groups of the optimizer."""
+        return [{"params": [p for p in model.parameters() if p.requires_grad]}]
+
+    def begin(self, ctx: Context) -> None:
+        """Before the first step of a new run (not of a resumed one)."""
+
+    def before_forward(self, ctx: Context) -> None:
+        """Before the forward pass of every step."""
+
+    def on_epoch(self, ctx: Context) -> None:
+        """Before the first step of every epoch."""
+
+    def penalty(self, ctx: Context) -> Tensor | None:
+        """A term added to the loss."""
+        return None
+
+    def before_step(self, ctx: Context) -> bool:
+        """Gradients are synchronised and unscaled; returning False leaves out the optimizer step."""
+        return True
+
+    def after_step(self, ctx: Context) -> None:
+        """After the optimizer step."""
+
+    def masks(self) -> dict[str, Tensor]:
+        """Name -> boolean mask: the enforced support. A weight that is not listed is dense."""
+        return {}
+
+    def adopt(self, masks: Mapping[str, Tensor]) -> None:
+        """Start from the masks of a parent run (a stage that takes its parent's mask)."""
+        raise ValueError(f"{type(self).__name__} has no masks to take over from a parent run")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, besides model and optimizer, that a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+
+    def effective(self) -> dict[str, Tensor]:
+        """Name -> the weights the network computes with, of every prunable weight."""
+        return {name: weight.detach() for name, weight in self.weights.items()}
+
+    def finalize(self, model: nn.Module) -> nn.Module:
+        """The model with plain (sparse) weights and the same outputs."""
+        return model
+
+
+@dataclass(kw_only=True)
+class Masked(Method):
+    """A method that enforces masks on the weights themselves.
+
+    Gradients of dropped weights are masked before the step (no momentum builds up behind the mask) and weights are
+    projected after it (momentum left from before a drop cannot leak back).
+    """
+
+    sparsity: Sparsity
+
+    def setup(self, model: nn.Module) -> nn.Module:
+        model = super().setup(model)
+        if not self.weights:
+            raise ValueError("the model has no convolution or linear layer left to prune; check keep_dense")
+        self.mask = Masks(self.weights)
+        return model
+
+    def before_step(self, ctx: Context) -> bool:
+        self.mask.mask_grads()
+        return True
+
+    def after_step(self, ctx: Context) -> None:
+        self.mask.project()
+
+    def masks(self) -> dict[str, Tensor]:
+        return self.mask.as_dict()
+
+    def adopt(self, masks: Mapping[str, Tensor]) -> None:
+        self.mask.load(masks)
+        self.mask.project()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"masks": self.mask.as_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.mask.load(state["masks"])

@@ -1,0 +1,65 @@
+"""Gradual magnitude pruning (Zhu & Gupta 2017), from scratch or from a trained dense model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+
+from methods.allocation import allocate, kept_of
+from methods.base import Context, Masked
+from methods.masks import top_mask
+from methods.schedules import Epochs, cubic, step_of
+
+
+@dataclass(kw_only=True)
+class GMP(Masked):
+    """Prune the smallest weights in `iterations` steps along Zhu & Gupta's cubic (equation 1), never regrowing.
+
+    Pruning i of T follows the last step of epoch `start_epoch` + i `every_epochs` (fractions of an epoch allowed) and
+    reaches sparsity s (1 - (1 - i / T)^3); the last one reaches s exactly. `allocation`: "uniform" or "erk" rank within
+    layers, "global" over all of them. `layer_floor`: no layer keeps fewer weights than this; the others make up for it.
+    """
+
+    iterations: Annotated[int, "1 <= x"]
+    every_epochs: Epochs
+    start_epoch: Epochs = 0.0
+    allocation: Literal["uniform", "erk", "global"] = "uniform"
+    layer_floor: Annotated[int, "0 <= x"] = 0
+
+    def check(self, epochs: float) -> None:
+        if self.start_epoch + self.iterations * self.every_epochs > epochs:
+            raise ValueError(
+                f"the last of {self.iterations} prunings every {self.every_epochs:g} epochs from epoch "
+                f"{self.start_epoch:g} lies after the run's end at epoch {epochs:g}"
+            )
+        if self.allocation == "global" and self.layer_floor:
+            raise ValueError("layer_floor needs allocation uniform or erk; global ranking has no layer counts")
+
+    def after_step(self, ctx: Context) -> None:
+        done = [
+            i
+            for i in range(1, self.iterations + 1)
+            if step_of(self.start_epoch + i * self.every_epochs, ctx.steps_per_epoch) == ctx.step + 1
+        ]
+        if done:
+            self.prune(cubic(0.0, self.sparsity, max(done) / self.iterations))
+        self.mask.project()
+
+    @torch.no_grad()
+    def prune(self, sparsity: float) -> None:
+        """Keep the largest kept weights at `sparsity`."""
+        kept = [self.mask.kept(i) for i in range(len(self.mask.weights))]
+        scores = [
+            w.detach().abs().view(-1).masked_fill(~k, -1) for w, k in zip(self.mask.weights, kept, strict=True)
+        ]
+        if self.allocation == "global":
+            sizes = [s.numel() for s in scores]
+            masks = list(top_mask(torch.cat(scores), kept_of(sum(sizes), sparsity)).split(sizes))
+        else:
+            shapes = [tuple(w.shape) for w in self.mask.weights]
+            counts = allocate(self.allocation, shapes, sparsity, self.layer_floor)
+            masks = [top_mask(s, count) for s, count in zip(scores, counts, strict=True)]
+        for index, mask in enumerate(masks):
+            self.mask.set(index, mask & kept[index])

@@ -1,0 +1,125 @@
+"""Masks: which weights are kept. Exact selection, projection and optimizer-state reset, in one place.
+
+Tie rule everywhere: among equal scores the one with the lower flat index (layers in model order) is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class Masks:
+    """The masks of a list of weights, as float tensors so that applying them is one fused multiplication.
+
+    `weights` maps parameter names to parameters; every mask starts at one. Masks change by `copy_` only: whoever holds
+    a mask tensor (a parametrisation, a compiled graph) sees the update.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self.names = list(weights)
+        self.weights = list(weights.values())
+        self.tensors = [torch.ones_like(w, requires_grad=False) for w in self.weights]
+
+    @torch.no_grad()
+    def set(self, index: int, mask: Tensor) -> None:
+        """Replace mask `index` by the boolean `mask` (any shape with as many elements)."""
+        self.tensors[index].copy_(mask.view_as(self.tensors[index]))
+
+    def kept(self, index: int) -> Tensor:
+        """The flat boolean mask of weight `index`."""
+        return self.tensors[index].view(-1) != 0
+
+    def counts(self) -> list[int]:
+        """Kept weights per layer."""
+        return [int(t.count_nonzero()) for t in self.tensors]
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Set every dropped weight to zero."""
+        if self.weights:
+            torch._foreach_mul_(self.weights, self.tensors)
+
+    @torch.no_grad()
+    def mask_grads(self) -> None:
+        """Set the gradient of every dropped weight to zero, so that no momentum builds up behind the mask."""
+        pairs = [(w.grad, m) for w, m in zip(self.weights, self.tensors, strict=True) if w.grad is not None]
+        if pairs:
+            torch._foreach_mul_([g for g, _ in pairs], [m for _, m in pairs])
+
+    def as_dict(self) -> dict[str, Tensor]:
+        """Name -> boolean mask of the weight's shape."""
+        return {name: t != 0 for name, t in zip(self.names, self.tensors, strict=True)}
+
+    def load(self, masks: Mapping[str, Tensor]) -> None:
+        """Take over saved masks; ValueError when names or shapes differ."""
+        if list(masks) != self.names:
+            raise ValueError(f"masks of {sorted(masks)} do not fit a model with prunable weights {sorted(self.names)}")
+        for index, (name, mask) in enumerate(masks.items()):
+            if mask.shape != self.tensors[index].shape:
+                raise ValueError(f"mask of {name} has shape {tuple(mask.shape)}, not {tuple(self.tensors[index].shape)}")
+            self.set(index, mask)
+
+
+def top_mask(scores: Tensor, keep: int) -> Tensor:
+    """Boolean mask (flat) of exactly the `keep` largest entries of `scores`; ties go to the lower index.
+
+    Selection, not sorting: O(n) for any n.
+    """
+    flat = scores.reshape(-1)
+    if keep <= 0:
+        return torch.zeros_like(flat, dtype=torch.bool)
+    if keep >= flat.numel():
+        return torch.ones_like(flat, dtype=torch.bool)
+    threshold = torch.kthvalue(flat, flat.numel() - keep + 1).values
+    mask = flat > threshold
+    ties = (flat == threshold).nonzero().view(-1)
+    mask[ties[: keep - int(mask.count_nonzero())]] = True
+    return mask
+
+
+def random_positions(free: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """`count` distinct positions drawn uniformly from the true entries of the flat boolean `free` (ascending order).
+
+    `rng` is a CPU generator, identical on every rank. ValueError when fewer than `count` are free.
+    """
+    if count == 0:
+        return torch.empty(0, dtype=torch.long, device=free.device)
+    where = free.nonzero().view(-1)
+    if where.numel() < count:
+        raise ValueError(f"cannot draw {count} positions from {where.numel()} free ones")
+    drawn = _distinct(where.numel(), count, rng)
+    return where[drawn.to(where.device)].sort().values
+
+
+def _distinct(n: int, count: int, rng: torch.Generator) -> Tensor:
+    """`count` distinct integers below `n`: a uniform random subset, without shuffling all n when few are wanted."""
+    if 4 * count > n:
+        return torch.randperm(n, generator=rng)[:count]
+    chosen: dict[int, None] = {}
+    while len(chosen) < count:
+        chosen.update(dict.fromkeys(torch.randint(n, (count - len(chosen),), generator=rng).tolist()))
+    return torch.tensor(list(chosen))
+
+
+@torch.no_grad()
+def reset_state(optimizer: torch.optim.Optimizer, weight: Tensor, where: Tensor) -> None:
+    """Zero the optimizer's per-element state (momentum, second moments) of `weight` where the mask `where` is true.
+
+    Independent of gradients: it works whether `zero_grad` has run or not.
+    """
+    for value in optimizer.state.get(weight, {}).values():
+        if isinstance(value, Tensor) and value.shape == weight.shape:
+            value.masked_fill_(where.view_as(value), 0)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A short content hash of named tensors: equal digests mean bit-equal tensors."""
+    h = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        h.update(name.encode())
+        h.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()[:16]

@@ -1,0 +1,32 @@
+"""Static random sparsity: a random mask drawn at initialisation and never changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from methods.allocation import Allocation, allocate
+from methods.base import Context, Masked
+from methods.masks import random_positions
+
+
+@dataclass(kw_only=True)
+class Static(Masked):
+    """A random mask with exact counts per layer, drawn before the first step.
+
+    The baseline "static sparse" of Mostafa & Wang 2019, and the starting point of SET, DeepR and DSR. Surviving weights
+    keep their dense initialisation, as in the official code.
+    """
+
+    allocation: Allocation = "uniform"
+    layer_floor: int = 0
+
+    def begin(self, ctx: Context) -> None:
+        counts = allocate(
+            self.allocation, [tuple(w.shape) for w in self.mask.weights], self.sparsity, self.layer_floor
+        )
+        for index, count in enumerate(counts):
+            everywhere = self.mask.kept(index).fill_(True)
+            kept = everywhere.new_zeros(everywhere.shape)
+            kept[random_positions(everywhere, count, ctx.rng)] = True
+            self.mask.set(index, kept)
+        self.mask.project()

@@ -1,0 +1,1 @@
+"""The one trainer, and how runs are composed, identified, recorded and executed."""

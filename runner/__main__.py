@@ -1,0 +1,134 @@
+"""`python -m runner <overrides>`: one run; with `-m`, a Hydra sweep. `cell=PAPER/TABLE/ROW/COLUMN` names a table's cell."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from typing import Any
+
+USAGE = """\
+python -m runner [OVERRIDE ...]                  one run
+python -m runner -m OVERRIDE=A,B [...]           a sweep: every combination, one after the other
+python -m runner cell=PAPER/TABLE/ROW/COLUMN     the runs of one table cell
+
+Overrides are key=value: a group's option (method=dsr, experiment=dsr/lenet_mnist) or a
+single setting (method.sparsity=0.9, schedule.epochs=20, seed=3). A completed run is not
+repeated, an interrupted one resumes. Runs go to runs/ (runs=DIR or REGROW_RUNS), data come
+from data.root=DIR or REGROW_DATA.
+
+  --help            this text and the options of every group
+  --cfg             print the resolved configuration, its key and its directory; train nothing
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; returns the exit code (0 done, 1 failed, 2 misuse, 3 diverged, 75 interrupted and saved)."""
+    from runner.errors import Misuse
+
+    flags = {a for a in arguments if a.startswith("-")}
+    overrides = [a for a in arguments if not a.startswith("-")]
+    try:
+        if flags & {"-h", "--help"}:
+            return _help()
+        if unknown := flags - {"-m", "--multirun", "--cfg"}:
+            raise Misuse(f"there is no flag {min(unknown)}; see python -m runner --help.")
+        sweep = _expand(overrides) if flags & {"-m", "--multirun"} else [overrides]
+        jobs = [job for each in sweep for job in _cells(each)]
+        if "--cfg" in flags:
+            return max(_show(job) for job in jobs)
+        return _run(jobs)
+    except Misuse as misuse:
+        print(f"regrow: {misuse}", file=sys.stderr)
+        return 2
+
+
+def _help() -> int:
+    from runner.compose import groups, names
+
+    print(USAGE)
+    for group in groups():
+        print(f"{group:>12}: {', '.join(names(group))}")
+    return 0
+
+
+def _expand(overrides: list[str]) -> list[list[str]]:
+    """Every combination of a sweep, in Hydra's grammar (a,b,c; range(0,5); choice(x,y); glob is not supported)."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    from runner.errors import Misuse
+
+    choices = []
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:
+            raise Misuse(f"{text!r} is not an override; write key=value or key=a,b,c.") from None
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([text])
+    return [list(job) for job in itertools.product(*choices)]
+
+
+def _cells(overrides: list[str]) -> list[list[str]]:
+    """Replace cell=ADDRESS by the overrides of the cell's runs."""
+    addresses = [o.removeprefix("cell=") for o in overrides if o.startswith("cell=")]
+    others = [o for o in overrides if not o.startswith("cell=")]
+    if not addresses:
+        return [overrides]
+    from results.plan import cell_overrides
+
+    return [[*run, *others] for address in addresses for run in cell_overrides(address)]
+
+
+def _show(overrides: list[str]) -> int:
+    from omegaconf import OmegaConf
+
+    from runner.compose import compose
+    from runner.identity import key, run_dir
+
+    config = compose(overrides)
+    print(f"# key {key(config)}, directory {run_dir(config['runs'], config)}")
+    print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
+    return 0
+
+
+def _run(jobs: list[list[str]]) -> int:
+    from runner.compose import compose
+
+    configs = [compose(job) for job in jobs]  # all of them before anything starts
+    from runner.execute import REQUEUE, execute
+    from runner.experiment import validate
+    from runner.identity import run_dir
+    from runner.trainer import Interrupted
+
+    for config in configs:
+        validate(config)
+    code = 0
+    for config, overrides in zip(configs, jobs, strict=True):
+        path = run_dir(config["runs"], config)
+        print(f"{path}", flush=True)
+        try:
+            summary = execute(config, overrides, _print_epoch)
+        except Interrupted:
+            print("  interrupted and saved; the same command resumes it")
+            return REQUEUE
+        final = summary["final"]
+        print(f"  {summary['status']}: {_metrics(final)}" + (f" ({summary['reason']})" if summary["reason"] else ""))
+        code = max(code, 0 if summary["status"] == "completed" else 3)
+    return code
+
+
+def _print_epoch(line: dict[str, Any]) -> None:
+    print(f"  epoch {line['epoch']:>3}  {_metrics(line)}  {line['time/epoch_s']:.2f} s", flush=True)
+
+
+def _metrics(line: dict[str, Any]) -> str:
+    shown = {name: value for name, value in line.items() if name.startswith(("train/", "test/", "mask/"))}
+    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,55 @@
+"""Checkpoints: written whole or not at all, the last good one kept, a damaged one noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.errors import Misuse
+from runner.records import write_atomic
+
+LAST, PREVIOUS = "last.pt", "previous.pt"
+_DIGEST = hashlib.sha256().digest_size
+log = logging.getLogger("regrow")
+
+
+def save(state: dict[str, Any], folder: Path) -> None:
+    """Save as the folder's last checkpoint; the one before stays as `previous.pt`."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    last = folder / LAST
+    if last.exists():
+        # A second link, not a move: at no moment is there no good checkpoint.
+        link = folder / f".{PREVIOUS}.{os.getpid()}"
+        link.unlink(missing_ok=True)
+        os.link(last, link)
+        os.replace(link, folder / PREVIOUS)
+    write_atomic(last, payload + hashlib.sha256(payload).digest())
+
+
+def read(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Load one checkpoint file (tensors and plain values only). Misuse when it is damaged."""
+    blob = path.read_bytes()
+    payload, digest = blob[:-_DIGEST], blob[-_DIGEST:]
+    if hashlib.sha256(payload).digest() != digest:
+        raise Misuse(f"{path} is damaged (its digest does not match); delete it to start from the one before.")
+    return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+
+
+def load(folder: Path, device: str | torch.device = "cpu") -> dict[str, Any] | None:
+    """The last good checkpoint of a folder, or None. A damaged one is passed over with a warning."""
+    for name in (LAST, PREVIOUS):
+        path = folder / name
+        if path.exists():
+            try:
+                return read(path, device)
+            except Misuse as damage:
+                log.warning("%s Trying the one before.", damage)
+    return None

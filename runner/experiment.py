@@ -1,0 +1,121 @@
+"""The built parts of one run: device, data, model, method, task, schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import nn
+
+from data.images import Images
+from data.order import derive
+from methods.base import Method
+from runner.build import build, check, check_arguments
+from runner.errors import Misuse
+from runner.identity import Config, key
+from runner.optim import Schedule
+from runner.task import Classification
+
+# What the runner itself gives to the targets of these sections.
+_GIVEN = {"model": ("num_classes", "in_shape"), "dataset": ("root",), "method": (), "task": ("num_classes",)}
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """The machine's side of training (`conf/trainer`): none of it is part of the key."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, "1 <= x"] = 1
+    eval_batch_size: Annotated[int, "1 <= x"] = 1000
+    channels_last: bool = False
+    compile: bool = False
+    checkpoint_seconds: Annotated[float, "0 <= x"] = 60.0
+    deterministic: bool = True
+
+
+@dataclass
+class Experiment:
+    """What a trainer needs."""
+
+    seed: int
+    key: str
+    precision: str
+    settings: Settings
+    schedule: Schedule
+    device: torch.device
+    data: Images
+    task: Classification
+    method: Method
+    model: nn.Module
+
+
+def validate(config: Config) -> tuple[Settings, Schedule, Method]:
+    """Check a whole resolved configuration without loading data or building a model; Misuse says what is wrong."""
+    if config["precision"] not in ("fp32", "bf16", "fp16"):
+        raise Misuse(f"precision = {config['precision']!r} should be fp32, bf16 or fp16.")
+    seed = config["seed"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise Misuse(f"seed = {seed!r} should be a whole number, 0 or above.")
+    settings = _dataclass(config, "trainer", Settings)
+    schedule = _dataclass(config, "schedule", Schedule)
+    for group, given in _GIVEN.items():
+        check(config[group], group, given)
+    method: Method = build(config["method"], "method")
+    try:
+        method.check(schedule.epochs)
+    except ValueError as error:
+        raise Misuse(f"method: {error}.") from None
+    if config.get("start"):
+        validate({**config, "start": None, **config["start"]["parent"]})
+    return settings, schedule, method
+
+
+def _dataclass(config: Config, group: str, kind: type) -> Any:
+    section = {name: value for name, value in config[group].items() if name != "name"}
+    check_arguments(section, kind, group)
+    return kind(**section)
+
+
+def make(config: Config) -> Experiment:
+    """Build everything from a resolved configuration, from reset random number generators and flags."""
+    settings, schedule, method = validate(config)
+    device = _device(settings.device)
+    reset(settings)
+    try:
+        data: Images = build(config["dataset"], "dataset", root=str(config["data"]["root"]))
+    except FileNotFoundError as error:
+        raise Misuse(f"{error}.") from None
+    task = build(config["task"], "task", num_classes=data.num_classes)
+    torch.manual_seed(derive(config["seed"], "model"))
+    model = build(config["model"], "model", num_classes=data.num_classes, in_shape=data.in_shape)
+    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+    return Experiment(
+        seed=config["seed"],
+        key=key(config),
+        precision=config["precision"],
+        settings=settings,
+        schedule=schedule,
+        device=device,
+        data=data.to(device),
+        task=task,
+        method=method,
+        model=model.to(device, memory_format=memory_format),  # type: ignore[call-overload]
+    )
+
+
+def reset(settings: Settings) -> None:
+    """Start from the same global state whatever ran before in this process."""
+    torch.set_num_threads(settings.threads)
+    # Momentum behind a mask decays into denormal numbers, which are many times slower on CPUs.
+    torch.set_flush_denormal(True)
+    torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not settings.deterministic
+    torch.backends.cudnn.deterministic = settings.deterministic
+    torch.set_default_dtype(torch.float32)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise Misuse("trainer.device = cuda, but no CUDA device is available; set trainer.device=cpu or auto.")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")

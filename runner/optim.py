@@ -1,0 +1,75 @@
+"""The schedule section as objects: optimizer, learning rate, L1 term."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import nn
+
+from methods.allocation import PRUNABLE
+from methods.base import Method
+from methods.schedules import EpochRanges, Epochs, LearningRate
+from runner.build import build, check
+from runner.errors import Misuse
+
+
+@dataclass(kw_only=True)
+class Schedule:
+    """How long, in which batches and with which step size a run trains (`conf/schedule`)."""
+
+    epochs: Annotated[int, "1 <= x"]
+    batch_size: Annotated[int, "1 <= x"]
+    lr: Annotated[EpochRanges | str | float, "0 <= x"]
+    optimizer: dict[str, Any]
+    decay: Literal["none", "step", "cosine"] = "none"
+    milestones: list[Epochs] = field(default_factory=list)
+    gamma: Annotated[float, "0 < x <= 1"] = 0.1
+    lr_end: Annotated[float, "0 <= x"] = 0.0
+    warmup_epochs: Epochs = 0.0
+    warmup_from: Annotated[float, "0 <= x"] = 0.0
+    l1: Annotated[float, "0 <= x"] = 0.0
+    l2: Annotated[float, "0 <= x"] = 0.0
+    drop_last: bool = False
+    accumulate: Annotated[int, "1 <= x"] = 1
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs and self.warmup_epochs >= self.epochs:
+            raise Misuse(
+                f"schedule.warmup_epochs = {self.warmup_epochs:g} should be below schedule.epochs = {self.epochs}."
+            )
+        check(self.optimizer, "schedule.optimizer", ("params", "lr", "weight_decay"))
+
+    def learning_rate(self) -> LearningRate:
+        return LearningRate(
+            base=EpochRanges.parse(self.lr),  # type: ignore[arg-type]
+            epochs=self.epochs,
+            decay=self.decay,
+            milestones=tuple(self.milestones),
+            gamma=self.gamma,
+            end=self.lr_end,
+            warmup_epochs=self.warmup_epochs,
+            warmup_from=self.warmup_from,
+        )
+
+    def make_optimizer(self, method: Method, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer over the method's parameter groups; l2 is its weight decay, on every parameter."""
+        groups = method.param_groups(model)
+        first = self.learning_rate().at(0.0)
+        return build(self.optimizer, "schedule.optimizer", params=groups, lr=first, weight_decay=self.l2)
+
+
+class L1:
+    """Adds `strength` * sign(w) to the gradient of convolution and linear weights: the gradient of strength * |w|."""
+
+    def __init__(self, strength: float, model: nn.Module) -> None:
+        self.strength = strength
+        self.weights = [m.weight for m in model.modules() if isinstance(m, PRUNABLE)]
+
+    @torch.no_grad()
+    def add(self) -> None:
+        if self.strength:
+            weights = [w for w in self.weights if w.grad is not None]
+            grads = [w.grad for w in weights]
+            torch._foreach_add_(grads, torch._foreach_sign(weights), alpha=self.strength)

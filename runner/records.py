@@ -1,0 +1,142 @@
+"""The run directory: what a run leaves behind, written so that a kill at any moment loses nothing. No torch here."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from runner.errors import Misuse
+from runner.identity import Config
+
+SCHEMA = 1
+
+
+class RunDirectory:
+    """Paths and files of one run.
+
+    config.yaml, overrides.json, environment.json, metrics.jsonl (a line per epoch), summary.json (atomic, last),
+    log.txt, lock, checkpoints/.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.summary_path = self.path / "summary.json"
+        self.checkpoints = self.path / "checkpoints"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the directory for this process; Misuse when another one does. Released by the kernel on any death."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "lock", "a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Misuse(
+                    f"another process is running {self.path}; wait for it, or stop it, and run this again."
+                ) from None
+            yield
+
+    def begin(self, config: Config, overrides: list[str], environment: dict[str, Any]) -> None:
+        """Write what is known before the first step."""
+        write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_json(self.path / "overrides.json", overrides)
+        write_json(self.path / "environment.json", environment)
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        with open(self.metrics_path, "a") as file:
+            file.write(json.dumps(_finite(line)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def cut_metrics(self, step: int) -> list[dict[str, Any]]:
+        """Drop lines beyond finished step `step` (and a torn last line); returns the lines that stay."""
+        lines, _ = read_metrics(self.metrics_path)
+        kept = [line for line in lines if line["step"] <= step]
+        write_atomic(self.metrics_path, "".join(json.dumps(_finite(line)) + "\n" for line in kept))
+        return kept
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary, or None while there is none. Misuse when it cannot be read."""
+        try:
+            return json.loads(self.summary_path.read_text(), parse_constant=str)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise Misuse(f"{self.summary_path} is not readable ({error}); move it away to run again.") from None
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        write_json(self.summary_path, {"schema": SCHEMA, **summary})
+
+
+def is_held(path: str | Path) -> bool:
+    """Whether some process holds the run directory (its run is going on)."""
+    try:
+        with open(Path(path) / "lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The readable lines of a metrics file as numbers, and one sentence per line that is not readable."""
+    lines: list[dict[str, Any]] = []
+    problems = []
+    if not path.exists():
+        return lines, problems
+    for number, text in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            lines.append({name: _number(value) for name, value in line.items()})
+        except (ValueError, AttributeError):
+            problems.append(f"{path} line {number} is truncated or not JSON and was left out")
+    return lines, problems
+
+
+def write_atomic(path: Path, text: str | bytes) -> None:
+    """Write a whole file or leave the old one: temporary file, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(_finite(value), indent=1) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no nan and inf: write them as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _number(value: Any) -> Any:
+    return float(value) if value in ("nan", "inf", "-inf") else value

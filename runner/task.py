@@ -1,0 +1,60 @@
+"""Tasks: how a batch becomes a loss, and which metrics it leaves, with their direction."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(kw_only=True)
+class Classification:
+    """Cross-entropy over classes; metrics are the mean loss and the accuracy in percent (top 1, and top 5 of many)."""
+
+    num_classes: int
+    label_smoothing: Annotated[float, "0 <= x < 1"] = 0.0
+
+    directions = {"accuracy": "up", "accuracy_top5": "up", "loss": "down"}
+    metric = "accuracy"
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """(mean loss, sums). `batch`: inputs of shape (n, ...) and labels of shape (n,).
+
+        The sums are float64: number of samples, summed unsmoothed loss, correct, correct among the top 5. They add up
+        over batches and processes.
+        """
+        inputs, labels = batch
+        logits = model(inputs)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        with torch.no_grad():
+            plain = loss.detach() if not self.label_smoothing else F.cross_entropy(logits, labels)
+            correct = (logits.argmax(1) == labels).sum()
+            top5 = correct
+            if self.num_classes > 10:
+                top5 = (logits.topk(5, dim=1).indices == labels[:, None]).any(1).sum()
+            sums = torch.stack([plain.double() * len(labels), correct.double(), top5.double()])
+            return loss, torch.cat([sums.new_full((1,), len(labels)), sums])
+
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        """Metrics from the added sums."""
+        n, loss, correct, top5 = sums.tolist()
+        found = {"loss": loss / n, "accuracy": 100 * correct / n}
+        if self.num_classes > 10:
+            found["accuracy_top5"] = 100 * top5 / n
+        return found
+
+    @property
+    def chance_loss(self) -> float:
+        """The loss of a uniform guess: ln(number of classes)."""
+        return math.log(self.num_classes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State carried between batches: none here."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
