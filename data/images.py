@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from data.base import Dataset
+
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
-class Images:
+class Images(Dataset):
     """A classification dataset of equally shaped images.
 
     `train` and `test`: (images, labels), uint8 of shape (n, channels, height, width) and int64 of shape (n,).
@@ -34,7 +36,9 @@ class Images:
     ) -> None:
         found = content_digest(*train, *test)
         if digest is not None and digest != found:
-            raise ValueError(f"the data's digest is {found}, not {digest}: these are not the data the numbers belong to")
+            raise ValueError(
+                f"the data's digest is {found}, not {digest}: these are not the data the numbers belong to"
+            )
         if train_subset is not None:
             train = (train[0][:train_subset], train[1][:train_subset])
         self.train, self.test = train, test

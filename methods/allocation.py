@@ -26,7 +26,7 @@ def prunable_weights(model: nn.Module, keep_dense: Sequence[str] = ()) -> dict[s
         if not any(fnmatchcase(name, pattern) for name in layers):
             raise ValueError(f"keep_dense pattern {pattern!r} matches none of the layers {', '.join(layers)}")
     return {
-        f"{name}.weight": module.weight
+        f"{name}.weight": module.weight  # type: ignore[misc]
         for name, module in layers.items()
         if not any(fnmatchcase(name, pattern) for pattern in keep_dense)
     }

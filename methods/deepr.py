@@ -56,7 +56,8 @@ class DeepR(Static):
     @torch.no_grad()
     def before_step(self, ctx: Context) -> bool:
         # d(alpha theta)/dw = alpha s. At theta = 0 too: there the L1 term of a fixed-sign weight has a gradient.
-        torch._foreach_add_([w.grad for w in self.mask.weights], self.signs, alpha=self.alpha)
+        pairs = [(w.grad, s) for w, s in zip(self.mask.weights, self.signs, strict=True) if w.grad is not None]
+        torch._foreach_add_([g for g, _ in pairs], [s for _, s in pairs], alpha=self.alpha)
         return super().before_step(ctx)
 
     @torch.no_grad()

@@ -51,9 +51,7 @@ class GMP(Masked):
     def prune(self, sparsity: float) -> None:
         """Keep the largest kept weights at `sparsity`."""
         kept = [self.mask.kept(i) for i in range(len(self.mask.weights))]
-        scores = [
-            w.detach().abs().view(-1).masked_fill(~k, -1) for w, k in zip(self.mask.weights, kept, strict=True)
-        ]
+        scores = [w.detach().abs().view(-1).masked_fill(~k, -1) for w, k in zip(self.mask.weights, kept, strict=True)]
         if self.allocation == "global":
             sizes = [s.numel() for s in scores]
             masks = list(top_mask(torch.cat(scores), kept_of(sum(sizes), sparsity)).split(sizes))

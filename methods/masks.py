@@ -60,7 +60,9 @@ class Masks:
             raise ValueError(f"masks of {sorted(masks)} do not fit a model with prunable weights {sorted(self.names)}")
         for index, (name, mask) in enumerate(masks.items()):
             if mask.shape != self.tensors[index].shape:
-                raise ValueError(f"mask of {name} has shape {tuple(mask.shape)}, not {tuple(self.tensors[index].shape)}")
+                raise ValueError(
+                    f"mask of {name} has shape {tuple(mask.shape)}, not {tuple(self.tensors[index].shape)}"
+                )
             self.set(index, mask)
 
 

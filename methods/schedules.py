@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 Epochs = Annotated[float, "0 <= x"]
-"""The one type of epoch-valued fields. Their names end in `epochs`, `epoch` or `milestones`; `stretch` finds them so."""
+"""Type of all epoch-valued fields. Their names end in `epochs`, `epoch` or `milestones`: `stretch` finds them so."""
 
 _ENTRY = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*->\s*([-+.\deE]+)\s*")
 _EPOCH_FIELD = re.compile(r"(^|_)(epochs?|milestones)$")

@@ -21,9 +21,7 @@ class Static(Masked):
     layer_floor: int = 0
 
     def begin(self, ctx: Context) -> None:
-        counts = allocate(
-            self.allocation, [tuple(w.shape) for w in self.mask.weights], self.sparsity, self.layer_floor
-        )
+        counts = allocate(self.allocation, [tuple(w.shape) for w in self.mask.weights], self.sparsity, self.layer_floor)
         for index, count in enumerate(counts):
             everywhere = self.mask.kept(index).fill_(True)
             kept = everywhere.new_zeros(everywhere.shape)

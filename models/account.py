@@ -38,8 +38,8 @@ CONVENTIONS = {
     # AC/DC, appendix C.2: non-zero weights of convolutions and linear layers; on ImageNet batch norm, pooling and ReLU
     # are ignored. The official counter doubles the MACs and adds the biases.
     "acdc": Convention(mac=2, bias=1, about="AC/DC (C.2): 2 per MAC, 1 per bias"),
-    # The same official counter with nothing ignored, which C.2's words leave for CIFAR. (It cannot see functional ReLUs,
-    # such as those of its own WRN: 0.02 % of that network.)
+    # The same official counter with nothing ignored, which C.2's words leave for CIFAR. It sees ReLU modules only, and
+    # AC/DC's WRN has none; here every ReLU counts, 0.02 % of that network.
     "acdc_all": Convention(
         mac=2,
         bias=1,
@@ -87,7 +87,7 @@ class Account:
 
     @property
     def weights(self) -> int:
-        """Weights of all layers: what a sparse-training method may prune."""
+        """Weights of all layers."""
         return sum(layer.weights for layer in self.layers)
 
     @property
@@ -104,7 +104,7 @@ class Account:
         """Kept weights per listed layer at the given densities; fractions where a density hits no whole number."""
         for name, density in densities.items():
             if not 0 <= density <= 1:
-                raise ValueError(f"The density of {name} is {density}; it must lie between 0 and 1.")
+                raise ValueError(f"the density of {name} is {density}; it must lie between 0 and 1")
         return {name: densities[name] * layer.weights for name, layer in self._listed(densities).items()}
 
     def layer_macs(self, kept: Mapping[str, float] | None = None) -> dict[str, float]:
@@ -116,7 +116,7 @@ class Account:
         kept = kept or {}
         for name, layer in self._listed(kept).items():
             if not 0 <= kept[name] <= layer.weights:
-                raise ValueError(f"{name} has {layer.weights} weights; it cannot keep {kept[name]}.")
+                raise ValueError(f"{name} has {layer.weights} weights; it cannot keep {kept[name]}")
         return {
             layer.name: _share(layer.macs, kept.get(layer.name, layer.weights), layer.weights) for layer in self.layers
         }
@@ -127,7 +127,7 @@ class Account:
         For densities pass `kept=account.kept(densities)`. ValueError for an unknown convention, and as `layer_macs`.
         """
         if convention not in CONVENTIONS:
-            raise ValueError(f"There is no FLOPs convention {convention!r}.{nearest(convention, CONVENTIONS)}")
+            raise ValueError(f"there is no FLOPs convention {convention!r} {nearest(convention, CONVENTIONS)}")
         per = CONVENTIONS[convention]
         return (
             per.mac * sum(self.layer_macs(kept).values())
@@ -151,7 +151,7 @@ class Account:
             "parameters": self.parameters,
         }
         if of not in wholes:
-            raise ValueError(f"Sparsity is not measured of {of!r}.{nearest(of, wholes)}")
+            raise ValueError(f"sparsity is not measured of {of!r} {nearest(of, wholes)}")
         zeros = sum(layer.weights - kept[name] for name, layer in listed.items())
         return zeros / wholes[of] if wholes[of] else 0.0
 
@@ -165,7 +165,7 @@ class Account:
     def from_record(cls, record: Mapping[str, Any]) -> Account:
         """The account that `record` wrote; ValueError for another schema or a truncated record."""
         if record.get("schema") != SCHEMA:
-            raise ValueError(f"The account's record has schema {record.get('schema')!r}, not {SCHEMA}: write it again.")
+            raise ValueError(f"the account's record has schema {record.get('schema')!r}, not {SCHEMA}; write it again")
         try:
             fields = {name: record[name] for name in cls.__dataclass_fields__}
             layers = [
@@ -173,14 +173,14 @@ class Account:
                 for layer in fields["layers"]
             ]
         except (KeyError, TypeError) as error:
-            raise ValueError(f"The account's record is incomplete ({error}): write it again.") from error
+            raise ValueError(f"the account's record is incomplete ({error}); write it again") from error
         return cls(**{**fields, "in_shape": tuple(fields["in_shape"]), "layers": tuple(layers)})
 
     def _listed(self, names: Mapping[str, Any]) -> dict[str, Layer]:
         layers = {layer.name: layer for layer in self.layers}
         for name in names:
             if name not in layers:
-                raise ValueError(f"There is no layer weight {name!r}.{nearest(name, layers)}")
+                raise ValueError(f"there is no layer weight {name!r} {nearest(name, layers)}")
         return {name: layers[name] for name in names}
 
 

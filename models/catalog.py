@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from models.names import nearest
 SIZE_ARGUMENTS = {"vit_": "image_size", "maxvit_": "input_size"}
 # torchvision families with an auxiliary classifier: in training they return several outputs, which no task here reads.
 AUXILIARY = ("googlenet", "inception_v3")
+Rate = Annotated[float, "0 <= x < 1"] | None
 
 
 def timm_model(
@@ -21,8 +22,8 @@ def timm_model(
     num_classes: int,
     in_shape: tuple[int, int, int],
     pretrained: bool = False,
-    drop_rate: float | None = None,
-    drop_path_rate: float | None = None,
+    drop_rate: Rate = None,
+    drop_path_rate: Rate = None,
 ) -> nn.Module:
     """timm's model `name` ("resnet18", or with a weights tag "resnet18.tv_in1k").
 
@@ -31,38 +32,35 @@ def timm_model(
     num_classes differs from theirs. `drop_rate` is the classifier's dropout, `drop_path_rate` that of residual
     branches; None is the model's default.
 
-    ValueError for an unknown name or tag (with the nearest), a rate outside [0, 1) or not taken by the model, or an
-    `in_shape` it cannot process.
+    ValueError for an unknown name or tag (with the nearest), a rate outside [0, 1) or not taken by the model, an
+    `in_shape` it cannot process, or weights that cannot be had.
     """
     import timm
 
+    label = f"timm's {name!r}"
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
     if architecture not in known:
-        raise ValueError(f"timm {timm.__version__} has no model {architecture!r}.{nearest(architecture, known)}")
-    if tag:
-        # Every registered tag, also those whose weights the library cannot download itself.
-        tagged = timm.list_pretrained(f"{architecture}.*")
-        if name not in tagged:
-            tags = [full.partition(".")[2] for full in tagged]
-            raise ValueError(f"timm's {architecture!r} has no weights tag {tag!r}.{nearest(tag, tags)}")
-    label = f"timm's {name!r}"
+        raise ValueError(f"timm {timm.__version__} has no model {architecture!r} {nearest(architecture, known)}")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise ValueError(f"timm's {architecture!r} has no weights tag {tag!r} {nearest(tag, tags)}")
     rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
-    options: dict[str, Any] = {}
-    for option, rate in rates.items():
-        if rate is not None:
-            if not 0 <= rate < 1:
-                raise ValueError(f"{option} is a probability in [0, 1), not {rate}.")
-            options[option] = rate
+    options: dict[str, Any] = {option: rate for option, rate in rates.items() if rate is not None}
+    for option, rate in options.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f"{option} is a probability in [0, 1), not {rate}")
     registered = timm.get_pretrained_cfg(name)
     if registered is not None and registered.fixed_input_size:
         options["img_size"] = tuple(in_shape[1:])
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_shape[0], **options)
     except TypeError as error:  # an argument this architecture's constructor does not have
-        raise ValueError(f"{label} cannot be built with {options}: {_reason(error)}.") from error
-    except AssertionError as error:  # an image size that does not divide into patches or windows
-        raise ValueError(f"{label} cannot be built for images of {_size(in_shape)}: {_reason(error)}.") from error
+        raise ValueError(f"{label} cannot be built with {options}: {_reason(error)}") from error
+    except OSError as error:
+        raise ValueError(f"the weights of {label} cannot be had: {_reason(error)}") from error
+    except (AssertionError, RuntimeError) as error:  # a size that does not divide into patches; no weights published
+        raise ValueError(f"{label} cannot be built for images of {_size(in_shape)}: {_reason(error)}") from error
     _require_runs(model, label, in_shape, num_classes)
     return model
 
@@ -72,31 +70,34 @@ def torchvision_model(
 ) -> nn.Module:
     """torchvision's classifier `name` ("resnet18"): images (N, 3, H, W) -> logits (N, num_classes).
 
-    `weights`: null, or one of the model's published sets ("IMAGENET1K_V1", "DEFAULT"), which is downloaded; tensors of
-    another shape, which is the classifier where num_classes differs, keep their fresh initialisation. Auxiliary
-    classifiers (googlenet, inception_v3) are left out. Vision transformers get the image size of `in_shape`.
+    `weights`: None, or one of the model's published sets ("IMAGENET1K_V1", "DEFAULT"), which is downloaded; a
+    classifier of another size keeps its fresh initialisation. Auxiliary classifiers (googlenet, inception_v3) are left
+    out. Vision transformers get the image size of `in_shape`.
 
-    ValueError for an unknown name or weights (with the nearest), an input without 3 channels, or an `in_shape` the
-    model cannot process.
+    ValueError for an unknown name or weights (with the nearest), an input without 3 channels, an `in_shape` the model
+    cannot process, or weights that do not fit or cannot be had.
     """
     import torchvision
     from torchvision import models
 
+    label = f"torchvision's {name!r}"
     known = models.list_models(module=models)
     if name not in known:
-        raise ValueError(f"torchvision {torchvision.__version__} has no classifier {name!r}.{nearest(name, known)}")
-    label = f"torchvision's {name!r}"
+        raise ValueError(f"torchvision {torchvision.__version__} has no classifier {name!r} {nearest(name, known)}")
     if in_shape[0] != 3:
         raise ValueError(
             f"{label} takes 3-channel images, but in_shape is {tuple(in_shape)}; "
-            "model=timm adapts its models' stems to other channels."
+            "model=timm adapts its models' stems to other channels"
         )
+    published = {} if weights is None else models.get_model_weights(name).__members__
+    if weights is not None and weights not in published:
+        raise ValueError(f"{label} has no weights {weights!r} {nearest(weights, published)}")
     options: dict[str, Any] = {}
     for prefix, argument in SIZE_ARGUMENTS.items():
         if name.startswith(prefix):
             height, width = in_shape[1:]
             if height != width:
-                raise ValueError(f"{label} takes square images, not {_size(in_shape)}.")
+                raise ValueError(f"{label} takes square images, not {_size(in_shape)}")
             options[argument] = height if argument == "image_size" else (height, width)
     if name in AUXILIARY:
         # The published weights of these two expect inputs that the model itself renormalises.
@@ -104,12 +105,12 @@ def torchvision_model(
     try:
         model = models.get_model(name, weights=None, num_classes=num_classes, **options)
     except (AssertionError, ValueError) as error:
-        raise ValueError(f"{label} cannot be built for images of {_size(in_shape)}: {_reason(error)}.") from error
+        raise ValueError(f"{label} cannot be built for images of {_size(in_shape)}: {_reason(error)}") from error
     if weights is not None:
-        published = models.get_model_weights(name)
-        if weights not in published.__members__:
-            raise ValueError(f"{label} has no weights {weights!r}.{nearest(weights, published.__members__)}")
-        state = published[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
+        try:
+            state = published[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
+        except (OSError, RuntimeError) as error:  # no network; a download of another hash
+            raise ValueError(f"the weights {weights} of {label} cannot be had: {_reason(error)}") from error
         _load_where_shapes_agree(model, state)
     _require_runs(model, label, in_shape, num_classes)
     return model
@@ -125,7 +126,7 @@ def _load_where_shapes_agree(model: nn.Module, state: dict[str, torch.Tensor]) -
     head = list(own)[-1].rpartition(".")[0]
     strange = [key for key in own if key not in fitting and key.rpartition(".")[0] != head]
     if strange:
-        raise ValueError(f"The published weights do not fit {strange[0]!r}; build the model for their image size.")
+        raise ValueError(f"the published weights do not fit {strange[0]!r}; build the model for their image size")
     model.load_state_dict(fitting, strict=False)
 
 
@@ -138,12 +139,12 @@ def _require_runs(model: nn.Module, label: str, in_shape: tuple[int, int, int], 
         with torch.no_grad():
             logits = model(torch.zeros(1, *in_shape, dtype=like.dtype, device=like.device))
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-        raise ValueError(f"{label} cannot process images of {_size(in_shape)}: {_reason(error)}.") from error
+        raise ValueError(f"{label} cannot process images of {_size(in_shape)}: {_reason(error)}") from error
     finally:
         model.train(training)
     if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (1, num_classes):
         shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ValueError(f"{label} returns {shape} instead of logits of shape (1, {num_classes}).")
+        raise ValueError(f"{label} returns {shape} instead of logits of shape (1, {num_classes})")
 
 
 def _reason(error: Exception) -> str:

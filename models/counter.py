@@ -83,17 +83,12 @@ class Weights:
                 self.modules[name] = module
                 self._add(name, module.weight)
         for name, parameter in self.parameters.items():
-            if self.find(parameter) is None and not self._is_computed(name):
+            if self.find(parameter) is None:
                 self._add(name, parameter)
 
     def _add(self, name: str, tensor: Tensor) -> None:
         self.tensors[name] = tensor
         self.places.setdefault(_memory(tensor), []).append(name)
-
-    def _is_computed(self, name: str) -> bool:
-        """Whether a parameter only serves to compute a module's weight: "fc1.parametrizations.weight.original"."""
-        owner, found, _ = name.partition(".parametrizations.weight.")
-        return bool(found) and f"{owner}.weight" in self.modules
 
     def find(self, tensor: Tensor) -> str | None:
         """The name of the weight that `tensor` is, or is a view into."""
@@ -105,12 +100,12 @@ class Weights:
 
     def biases(self, name: str) -> int:
         """Elements of the bias that goes with a weight."""
-        if name in self.modules:
-            bias = self.modules[name].bias
-            return bias.numel() if isinstance(bias, Tensor) else 0
+        module = self.modules.get(name)
+        if module is not None:
+            return module.bias.numel() if isinstance(module.bias, Tensor) else 0
         own, found, _ = name.rpartition("weight")  # multi-head attention: in_proj_weight, in_proj_bias
-        bias = self.parameters.get(f"{own}bias") if found else None
-        return 0 if bias is None else bias.numel()
+        parameter = self.parameters.get(f"{own}bias") if found else None
+        return 0 if parameter is None else parameter.numel()
 
 
 def count(model: nn.Module, in_shape: tuple[int, ...]) -> Account:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -15,7 +14,7 @@ def lenet_300_100(
     *,
     num_classes: int,
     in_shape: tuple[int, int, int],
-    hidden: Sequence[int] = (300, 100),
+    hidden: tuple[int, ...] = (300, 100),
     batch_norm: Literal["none", "hidden", "all"] = "none",
     bias: bool = True,
 ) -> nn.Module:
@@ -28,9 +27,9 @@ def lenet_300_100(
     ValueError for an unknown `batch_norm`, or a hidden layer without units.
     """
     if batch_norm not in ("none", "hidden", "all"):
-        raise ValueError(f"batch_norm is 'none', 'hidden' or 'all', not {batch_norm!r}.")
+        raise ValueError(f"batch_norm is 'none', 'hidden' or 'all', not {batch_norm!r}")
     if any(width < 1 for width in hidden):
-        raise ValueError(f"Every hidden layer needs at least one unit, got hidden={list(hidden)}.")
+        raise ValueError(f"every hidden layer needs at least one unit, but hidden is {list(hidden)}")
     widths = [math.prod(in_shape), *hidden, num_classes]
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for i, (fan_in, fan_out) in enumerate(pairwise(widths), start=1):

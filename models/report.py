@@ -26,15 +26,15 @@ def section(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     options = [path.stem for path in CONF.glob("*.yaml")]
     if name not in options:
-        raise ValueError(f"There is no conf/model/{name}.yaml.{nearest(name, options)}")
+        raise ValueError(f"there is no conf/model/{name}.yaml {nearest(name, options)}")
     config = OmegaConf.load(CONF / f"{name}.yaml")
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not key.startswith("model."):
-            raise ValueError(f"Write an override as model.KEY=VALUE, not {override!r}.")
+            raise ValueError(f"an override is written as model.KEY=VALUE, not {override!r}")
         key = key.removeprefix("model.")
         if key not in config:
-            raise ValueError(f"conf/model/{name}.yaml has no {key!r}.{nearest(key, map(str, config))}")
+            raise ValueError(f"conf/model/{name}.yaml has no {key!r} {nearest(key, map(str, config))}")
         config = OmegaConf.merge(config, OmegaConf.from_dotlist([f"{key}={value}"]))
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
@@ -45,7 +45,7 @@ def build(config: Mapping[str, Any], in_shape: Sequence[int], num_classes: int) 
     """The model of a section of conf/model, freshly initialised; ValueError when its _target_ is not one of models."""
     target = str(config["_target_"])
     if not target.startswith("models."):
-        raise ValueError(f"_target_ is {target!r}; a model's builder lives in the package models.")
+        raise ValueError(f"_target_ is {target!r}; a model's builder lives in the package models")
     module, _, function = target.rpartition(".")
     builder = getattr(import_module(module), function)
     # `name` is the section's; the builders of catalogues take it as the architecture's.
@@ -106,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.out.parent.mkdir(parents=True, exist_ok=True)
             given.out.write_text(text, encoding="utf-8")
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"python -m models.account: {error}", file=sys.stderr)
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        print(f"python -m models.account: {reason}.", file=sys.stderr)
         return 2
     if given.json:
         print(text, end="")
@@ -118,5 +119,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _shape(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(parts) != 3:
-        raise ValueError(f"--in-shape is C,H,W, three positive whole numbers such as 3,32,32; not {text!r}.")
+        raise ValueError(f"--in-shape is C,H,W, three positive whole numbers such as 3,32,32; not {text!r}")
     return tuple(int(part) for part in parts)

@@ -28,7 +28,7 @@ def resnet50(
     from torchvision.models.resnet import Bottleneck, ResNet
 
     if stride_at not in ("3x3", "1x1"):
-        raise ValueError(f"stride_at is '3x3' or '1x1', not {stride_at!r}.")
+        raise ValueError(f"stride_at is '3x3' or '1x1', not {stride_at!r}")
     model = ResNet(Bottleneck, [3, 4, 6, 3], num_classes=num_classes, zero_init_residual=zero_init_residual)
     if in_shape[0] != 3:
         model.conv1 = nn.Conv2d(in_shape[0], 64, kernel_size=7, stride=2, padding=3, bias=False)

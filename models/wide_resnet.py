@@ -79,8 +79,8 @@ def wide_resnet(
     *,
     num_classes: int,
     in_shape: tuple[int, int, int],
-    depth: Annotated[int, "10 <= x"] = 28,
-    width: Annotated[int, "1 <= x"] = 2,
+    depth: Annotated[int, "10 <= x"],
+    width: Annotated[int, "1 <= x"],
     dropout: Annotated[float, "0 <= x < 1"] = 0.0,
     stride_at: Literal["first", "second"] = "first",
 ) -> nn.Module:
@@ -95,11 +95,11 @@ def wide_resnet(
     ValueError for a depth that is no 6n + 4, or a value out of range.
     """
     if depth < 10 or (depth - 4) % 6:
-        raise ValueError(f"A WRN's depth is 6n + 4 (10, 16, 22, 28, 34, 40, ...), not {depth}.")
+        raise ValueError(f"a WRN's depth is 6n + 4 (10, 16, 22, 28 and so on), not {depth}")
     if width < 1:
-        raise ValueError(f"A WRN's width is at least 1, not {width}.")
+        raise ValueError(f"a WRN's width is at least 1, not {width}")
     if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is a probability in [0, 1), not {dropout}.")
+        raise ValueError(f"dropout is a probability in [0, 1), not {dropout}")
     if stride_at not in ("first", "second"):
-        raise ValueError(f"stride_at is 'first' or 'second', not {stride_at!r}.")
+        raise ValueError(f"stride_at is 'first' or 'second', not {stride_at!r}")
     return WideResNet(depth, width, num_classes, in_shape[0], dropout, stride_at)

@@ -1,4 +1,4 @@
-"""`python -m runner <overrides>`: one run; with `-m`, a Hydra sweep. `cell=PAPER/TABLE/ROW/COLUMN` names a table's cell."""
+"""`python -m runner <overrides>`: one run; with `-m`, a sweep; `cell=PAPER/TABLE/ROW/COLUMN`, a table's cell."""
 
 from __future__ import annotations
 
@@ -73,14 +73,24 @@ def _expand(overrides: list[str]) -> list[list[str]]:
 
 
 def _cells(overrides: list[str]) -> list[list[str]]:
-    """Replace cell=ADDRESS by the overrides of the cell's runs."""
+    """Replace cell=ADDRESS by the overrides of the cell's runs: one per seed, or the one seed that is named."""
     addresses = [o.removeprefix("cell=") for o in overrides if o.startswith("cell=")]
     others = [o for o in overrides if not o.startswith("cell=")]
     if not addresses:
         return [overrides]
-    from results.plan import cell_overrides
+    from results.address import find_slot
+    from runner.errors import Misuse
 
-    return [[*run, *others] for address in addresses for run in cell_overrides(address)]
+    jobs = []
+    for address in addresses:
+        slot = find_slot(address)
+        if slot.settings.seeds is None:
+            raise Misuse(f"{address} is read from the configuration; there is nothing to run.")
+        if not slot.calibrated:
+            raise Misuse(f"{address} has a knob that is not known yet; give it a value on the command line.")
+        seeds = [] if any(o.startswith("seed=") for o in others) else [f"seed={seed}" for seed in slot.settings.seeds]
+        jobs += [[*slot.overrides, *seed, *others] for seed in ([[s] for s in seeds] or [[]])]
+    return jobs
 
 
 def _show(overrides: list[str]) -> int:

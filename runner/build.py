@@ -80,7 +80,9 @@ def mismatch(value: Any, hint: Any) -> str | None:
     """What a value should have been, in words, or None where it fits the type hint."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return mismatch(value, args[0]) or next((p for a in args[1:] if isinstance(a, str) and (p := _range(value, a))), None)
+        return mismatch(value, args[0]) or next(
+            (p for a in args[1:] if isinstance(a, str) and (p := _range(value, a))), None
+        )
     if origin in (Union, types.UnionType):
         problems = [mismatch(value, arg) for arg in args]
         return None if None in problems else " or ".join(p for p in problems if p)

@@ -67,7 +67,8 @@ def parse(overrides: Iterable[str]) -> list[Override]:
 
 def compose(overrides: Sequence[str] = ()) -> Config:
     """The resolved configuration of these overrides. Misuse names what is unknown or impossible."""
-    chosen, dotted = [], []
+    chosen: list[Override] = []
+    dotted: list[Override] = []
     for override in parse(overrides):
         (chosen if override.key_or_group in groups() else dotted).append(override)
     for override in chosen:
@@ -75,7 +76,9 @@ def compose(overrides: Sequence[str] = ()) -> Config:
         if name is not None and str(name) not in names(override.key_or_group):
             options = names(override.key_or_group)
             raise Misuse(f"there is no {override.key_or_group} {str(name)!r}.{nearest(str(name), options)}")
-    config = copy.deepcopy(_compose_groups(tuple(override.input_line or "" for override in chosen)))
+    # Of two choices for one group the last counts; sorted, so that the cache does not depend on their order.
+    choices = {override.key_or_group: override.input_line or "" for override in chosen}
+    config = copy.deepcopy(_compose_groups(tuple(choices[group] for group in sorted(choices))))
     for override in dotted:
         _assign(config, override)
     try:
@@ -106,15 +109,17 @@ def _assign(config: DictConfig, override: Override) -> None:
             where = ".".join(parts[:depth])
             options = [str(name) for name in node] if isinstance(node, DictConfig) else []
             options += list(groups()) if depth == 0 else []
-            raise Misuse(f"there is no option {path!r}: {where or 'the configuration'} has no {part!r}."
-                         f"{nearest(part, options)}")
+            raise Misuse(
+                f"there is no option {path!r}: {where or 'the configuration'} has no {part!r}.{nearest(part, options)}"
+            )
         node = node._get_node(part)
         if isinstance(node, DictConfig) and node._is_none():
             node = None
-    if isinstance(node, DictConfig) and len(parts) == 1 and not isinstance(override.value(), dict):
+    value = override.value()
+    if isinstance(node, DictConfig) and not isinstance(value, dict) and not (path == "start" and value is None):
         raise Misuse(f"{path} is a section of the configuration, not an option; set one of its options, {path}.NAME.")
     OmegaConf.set_struct(config, False)
-    OmegaConf.update(config, path, override.value(), merge=True)
+    OmegaConf.update(config, path, value, merge=True)
     OmegaConf.set_struct(config, True)
 
 

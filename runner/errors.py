@@ -11,7 +11,7 @@ class Misuse(Exception):
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """" Did you mean 'x'?" for the nearest of `options`, else a list of all of them (at most 40)."""
+    """ " Did you mean 'x'?" for the nearest of `options`, else a list of all of them (at most 40)."""
     options = sorted(set(options))
     if close := difflib.get_close_matches(name, options, n=1, cutoff=0.5):
         return f" Did you mean {close[0]!r}?"

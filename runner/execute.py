@@ -19,6 +19,7 @@ from runner.environment import describe
 from runner.errors import Misuse
 from runner.experiment import Experiment, make, validate
 from runner.identity import Config, key, parent_config, run_dir
+from runner.loggers import make_logger
 from runner.records import RunDirectory
 from runner.trainer import Interrupted, Progress, Trainer
 
@@ -53,11 +54,15 @@ def execute(config: Config, overrides: list[str], progress: Progress | None = No
         try:
             experiment = make(config)
             directory.begin(config, overrides, describe(str(experiment.device), experiment.settings.threads))
-            trainer = Trainer(experiment, directory, progress, stop)
+            logger = make_logger(config, directory.path)
+            trainer = Trainer(experiment, directory, _both(logger.epoch, progress), stop)
             if parent:
                 _start_from(trainer, config["start"]["take"], parent[1])
             history = trainer.fit()
-        except (Interrupted, Misuse):
+        except Interrupted:
+            raise
+        except Misuse:
+            directory.discard_unbegun()
             raise
         except Exception as error:
             log.error("%s", traceback.format_exc())
@@ -66,7 +71,17 @@ def execute(config: Config, overrides: list[str], progress: Progress | None = No
             raise
         summary = {**frame, **_summarise(trainer, history), "ended": _now(), "wall_s": time.monotonic() - started}
         directory.finish(summary)
+        logger.finish(summary)
         return summary
+
+
+def _both(first: Progress, second: Progress | None) -> Progress:
+    def tell(line: dict[str, Any]) -> None:
+        first(line)
+        if second is not None:
+            second(line)
+
+    return tell
 
 
 def _parent(config: Config, progress: Progress | None) -> tuple[dict[str, Any], Path] | None:
@@ -156,4 +171,3 @@ def _signals() -> Iterator[Callable[[], bool]]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
-

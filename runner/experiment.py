@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import nn
 
-from data.images import Images
+from data.base import Dataset
 from data.order import derive
 from methods.base import Method
 from runner.build import build, check, check_arguments
@@ -18,7 +18,13 @@ from runner.optim import Schedule
 from runner.task import Classification
 
 # What the runner itself gives to the targets of these sections.
-_GIVEN = {"model": ("num_classes", "in_shape"), "dataset": ("root",), "method": (), "task": ("num_classes",)}
+_GIVEN = {
+    "model": ("num_classes", "in_shape"),
+    "dataset": ("root",),
+    "method": (),
+    "task": ("num_classes",),
+    "logger": ("config", "directory"),
+}
 
 
 @dataclass(kw_only=True)
@@ -44,7 +50,7 @@ class Experiment:
     settings: Settings
     schedule: Schedule
     device: torch.device
-    data: Images
+    data: Dataset
     task: Classification
     method: Method
     model: nn.Module
@@ -83,7 +89,7 @@ def make(config: Config) -> Experiment:
     device = _device(settings.device)
     reset(settings)
     try:
-        data: Images = build(config["dataset"], "dataset", root=str(config["data"]["root"]))
+        data: Dataset = build(config["dataset"], "dataset", root=str(config["data"]["root"]))
     except FileNotFoundError as error:
         raise Misuse(f"{error}.") from None
     task = build(config["task"], "task", num_classes=data.num_classes)
@@ -100,7 +106,7 @@ def make(config: Config) -> Experiment:
         data=data.to(device),
         task=task,
         method=method,
-        model=model.to(device, memory_format=memory_format),  # type: ignore[call-overload]
+        model=model.to(device, memory_format=memory_format),
     )
 
 

@@ -70,6 +70,6 @@ class L1:
     @torch.no_grad()
     def add(self) -> None:
         if self.strength:
-            weights = [w for w in self.weights if w.grad is not None]
-            grads = [w.grad for w in weights]
-            torch._foreach_add_(grads, torch._foreach_sign(weights), alpha=self.strength)
+            pairs = [(w, w.grad) for w in self.weights if w.grad is not None]
+            signs = torch._foreach_sign([w for w, _ in pairs])
+            torch._foreach_add_([g for _, g in pairs], signs, alpha=self.strength)

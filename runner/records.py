@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,15 @@ class RunDirectory:
         write_json(self.path / "overrides.json", overrides)
         write_json(self.path / "environment.json", environment)
 
+    def discard_unbegun(self) -> None:
+        """Remove the directory of a run that failed before it began (its configuration was never written)."""
+        if not (self.path / "config.yaml").exists():
+            for name in ("lock", "log.txt"):
+                (self.path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # something else lies there, or another key's or seed's run beside it
+                self.path.rmdir()
+                self.path.parent.rmdir()
+
     def append_metrics(self, line: dict[str, Any]) -> None:
         with open(self.metrics_path, "a") as file:
             file.write(json.dumps(_finite(line)) + "\n")
@@ -92,7 +101,7 @@ def is_held(path: str | Path) -> bool:
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The readable lines of a metrics file as numbers, and one sentence per line that is not readable."""
     lines: list[dict[str, Any]] = []
-    problems = []
+    problems: list[str] = []
     if not path.exists():
         return lines, problems
     for number, text in enumerate(path.read_text(errors="replace").splitlines(), start=1):
@@ -124,6 +133,7 @@ def write_atomic(path: Path, text: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; numbers that are not finite become text."""
     write_atomic(path, json.dumps(_finite(value), indent=1) + "\n")
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from data.order import derive, epoch_order
 from methods.base import Context
 from runner import checkpoint
-from runner.build import build
 from runner.errors import Misuse
 from runner.experiment import Experiment
 from runner.optim import L1
@@ -185,7 +184,7 @@ class Trainer:
         if not due and now - self.saved_at < self.e.settings.checkpoint_seconds:
             return
         self.saved_at = now
-        state = {
+        state: dict[str, Any] = {
             "key": self.e.key,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -1,0 +1,57 @@
+"""What the command lines of tables and figures share: their arguments, the run roots, one sentence per mistake."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+from results.collect import LOGGED, Collection, collect
+from results.fill import FULL
+from runner.compose import compose, names
+from runner.errors import Misuse, nearest
+
+
+class Arguments(argparse.ArgumentParser):
+    """An argument parser whose every complaint is a Misuse: one sentence, no usage block."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Misuse(f"{message}; {self.prog} --help lists the arguments.")
+
+    def add_runs(self) -> None:
+        """--runs and --profile."""
+        self.add_argument(
+            "--runs",
+            nargs="+",
+            type=Path,
+            metavar="DIR",
+            help="folders to search for runs, each run once (default: the runs root and results/logged)",
+        )
+        self.add_argument(
+            "--profile", metavar="P", help="the same cells at reduced cost: " + ", ".join(names("profile"))
+        )
+
+
+def checked_profile(profile: str | None) -> str | None:
+    """The profile, None for the paper's own settings; Misuse names the nearest one."""
+    if profile is not None and profile not in names("profile"):
+        raise Misuse(f"There is no profile '{profile}'.{nearest(profile, names('profile'))}")
+    return None if profile == FULL else profile
+
+
+def collect_runs(roots: list[Path] | None) -> Collection:
+    """The runs below `roots`; a root that was asked for must exist, the default ones need not yet."""
+    if roots is None:
+        return collect([path for path in (Path(compose()["runs"]), LOGGED) if path.is_dir()])
+    for root in roots:
+        if not root.is_dir():
+            raise Misuse(f"There is no folder '{root}' to search for runs; addresses go before --runs.")
+    return collect(roots)
+
+
+def say(sentences: Iterable[str]) -> None:
+    """One sentence a line to the standard error stream; the standard output stream is the result's."""
+    for sentence in sentences:
+        print(sentence, file=sys.stderr)

@@ -1,0 +1,52 @@
+"""A YAML document read strictly: no duplicate keys, no unknown fields; every complaint names the file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from runner.errors import Misuse, nearest
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML lets the last of two equal keys win; in a transcribed table that loses a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' occurs twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The mapping in `path`; Misuse names the file and the line of a mistake."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # a SafeLoader
+    except OSError as error:
+        raise Misuse(f"{path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Misuse(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise Misuse(f"{path} must hold a mapping of fields, not {type(content).__name__}.")
+    return content
+
+
+def check_fields(
+    fields: object, where: str, allowed: Collection[str], required: Collection[str] = ()
+) -> Mapping[str, Any]:
+    """`fields` itself, once it is a mapping with only `allowed` names and all `required` ones."""
+    if not isinstance(fields, dict):
+        raise Misuse(f"{where} must be a mapping of fields, not {fields!r}.")
+    for name in fields:
+        if name not in allowed:
+            raise Misuse(f"{where} has the unknown field '{name}'.{nearest(str(name), sorted(allowed))}")
+    for name in required:
+        if name not in fields:
+            raise Misuse(f"{where} lacks the field '{name}'.")
+    return fields

@@ -1,0 +1,33 @@
+"""Numbers of the records: JSON has no nan and no infinity, so records spell them as strings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+_SPELT = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def read(value: Any) -> float | None:
+    """The float a record stores as a number or as "nan", "inf", "-inf"; None when it is no number at all."""
+    if isinstance(value, str):
+        return _SPELT.get(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value)
+
+
+def spell(value: Any) -> Any:
+    """`value` with every non-finite float in it, however deep, spelt as a string: fit for strict JSON."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if isinstance(value, dict):
+        return {name: spell(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [spell(item) for item in value]
+    return value
+
+
+def rounded(value: Any) -> Any:
+    """A float to 6 significant digits (an accuracy to 1e-4 %); anything else as it is."""
+    return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else value

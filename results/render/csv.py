@@ -1,0 +1,59 @@
+"""Sheets as CSV, a line per cell: for spreadsheets and data frames."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from results import number
+from results.fill import Sheet
+from results.render.cells import cell_as_json
+
+FIELDS = (
+    "table",
+    "row",
+    "column",
+    "profile",
+    "key",
+    "metric",
+    "unit",
+    "status",
+    "n",
+    "mean",
+    "std",
+    "values",
+    "text",
+    "published_mean",
+    "published_std",
+    "published_text",
+    "difference",
+    "overrides",
+)
+
+
+def render(sheets: Sequence[Sheet], published: bool = True) -> str:
+    """One header, then every cell; values in one field are separated by spaces, overrides quoted as for a shell."""
+    target = io.StringIO()
+    writer = csv.DictWriter(target, FIELDS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for sheet in sheets:
+        for cell in sheet.cells.values():
+            writer.writerow(_flat(number.spell(cell_as_json(cell))))
+    return target.getvalue()
+
+
+def _flat(cell: dict[str, Any]) -> dict[str, Any]:
+    printed = cell["published"] or {"mean": None, "std": None, "text": None, "mark": None}
+    measured = cell["measured"]
+    return {
+        **cell,
+        **measured,
+        "values": " ".join(map(str, measured["values"])),
+        "overrides": shlex.join(cell["overrides"]),
+        "published_mean": printed["mean"],
+        "published_std": printed["std"],
+        "published_text": printed["mark"] or printed["text"],
+    }

@@ -1,0 +1,116 @@
+"""How far a set of runs is: a bar on a terminal, plain lines elsewhere; one line per finished run. No torch here."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn
+from rich.progress import Progress as Bar
+from rich.progress import TaskProgressColumn, TextColumn
+
+_SHARE = 0.1  # of all epochs: how often plain output says how far it is
+
+
+class Progress:
+    """The progress of runs of `epochs[i]` epochs each; the estimate of the time left counts epochs, not runs.
+
+    Use it as a context. A stream that has gone (a closed terminal or pipe) silences it and stops nothing.
+    """
+
+    def __init__(
+        self, epochs: Sequence[int], stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.epochs = list(epochs)
+        self.stream: TextIO | None = stream or sys.stdout
+        self.clock = clock
+        self.reached = [0] * len(self.epochs)
+        self.settled: set[int] = set()
+        self.trained = 0  # epochs that passed before our eyes: a resumed run brings others along
+        self.began: float | None = None
+        self.told = 0.0
+        self.bar: Bar | None = None
+        if self.stream.isatty():
+            columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
+            self.bar = Bar(*columns, console=Console(file=self.stream))
+            self.bar.add_task(self.describe(), total=max(1, sum(self.epochs)))
+
+    def __enter__(self) -> Progress:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def epoch(self, index: int, epoch: int, seconds: float) -> None:
+        """Run `index` has finished this epoch (the first is 1), which took so many seconds."""
+        if self.began is None:
+            self.began = self.clock() - seconds
+        self.trained += 1
+        self.reached[index] = min(epoch, self.epochs[index])
+        self._moved()
+
+    def settle(self, index: int, line: str) -> None:
+        """Run `index` has come to its end, whatever that is; `line` says which."""
+        self.settled.add(index)
+        self.reached[index] = self.epochs[index]
+        width = len(str(len(self.epochs)))
+        self.say(f"[{len(self.settled):>{width}}/{len(self.epochs)}] {line}")
+        self._moved()
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        if self.stream is None:
+            return
+        try:
+            if self.bar is not None:
+                self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(line, file=self.stream, flush=True)
+        except OSError:
+            self.stream = None
+
+    @property
+    def share(self) -> float:
+        """Epochs done as a share of all."""
+        return sum(self.reached) / max(1, sum(self.epochs))
+
+    def left(self) -> float | None:
+        """Estimated seconds to the end at the speed so far; None before the first epoch."""
+        if self.began is None:
+            return None
+        speed = self.trained / max(1e-9, self.clock() - self.began)
+        return (sum(self.epochs) - sum(self.reached)) / speed
+
+    def describe(self) -> str:
+        """Runs done, epochs done, time left."""
+        text = f"{len(self.settled)}/{len(self.epochs)} runs, {sum(self.reached)}/{sum(self.epochs)} epochs"
+        left = self.left()
+        return text if left is None else f"{text}, {duration(left)} left"
+
+    def _moved(self) -> None:
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=sum(self.reached), description=self.describe())
+        elif self.share >= self.told + _SHARE and len(self.settled) < len(self.epochs):
+            self.told = self.share
+            self.say(f"{self.share:.0%}: {self.describe()}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 1.2 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,173 @@
+"""Composition: overrides to one resolved configuration, and what bad overrides get."""
+
+import subprocess
+import sys
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+
+from methods.schedules import EpochRanges, is_epoch_field, is_epoch_ranges
+from runner.compose import CONF, compose, groups, names
+from runner.errors import Misuse
+from runner.experiment import Schedule, validate
+
+
+def test_groups_are_composed_and_dotted_overrides_merged() -> None:
+    config = compose(["experiment=dsr/lenet_mnist", "method=dsr", "method.sparsity=0.95", "seed=3"])
+    assert config["dataset"]["name"] == "mnist"
+    assert config["method"]["sparsity"] == 0.95
+    assert config["method"]["count"] == 600
+    assert config["schedule"]["batch_size"] == 100
+    assert config["seed"] == 3
+
+
+def test_a_method_gets_its_papers_values_only_under_the_papers_experiment() -> None:
+    assert compose(["experiment=dsr/wrn_cifar10", "method=set"])["method"]["count"] == 20_000
+    assert compose(["method=set"])["method"]["count"] == 600
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=dsr/lenet_mnist", "method=dsr", "method.sparsity=0.95", "schedule.optimizer.momentum=0.8"],
+        ["method=set", "model=lenet_300_100", "model.hidden=[20,10]", "seed=4"],
+        ["experiment=demo/digits", "method=gmp", "dataset.mean=[0.1]", 'schedule.lr="1:40 -> 0.3"', "task=classification"],
+    ],
+)
+def test_composition_equals_a_full_hydra_compose(overrides: list[str]) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        full = OmegaConf.to_container(hydra_compose("config", overrides), resolve=True)
+    assert compose(overrides) == full
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("method=dsrr", "there is no method 'dsrr'. Did you mean 'dsr'?"),
+        ("methd=dsr", "there is no option 'methd': the configuration has no 'methd'. Did you mean 'method'?"),
+        ("schedule.epoch=3", "there is no option 'schedule.epoch': schedule has no 'epoch'. Did you mean 'epochs'?"),
+        ("experiment=dsr/lenet_mnits", "Did you mean 'dsr/lenet_mnist'?"),
+        ("schedule", "is not an override"),
+        ("+model.depth=3", "only key=value is possible here"),
+        ("method=dsr,set", "only key=value is possible here"),
+        ("schedule.optimizer=3", "schedule.optimizer is a section"),
+        ("profile.stretch=0", "profile.stretch = 0 should be a number above 0"),
+        ('schedule.lr="1:20 -> 0.1, 22:40 -> 0.2"', "should begin at epoch 21"),
+        ('schedule.lr="1:20 -> 0.1"', "schedule.lr ends at epoch 20, but the run has 40"),
+        ("start={parent: 3}", "start.parent should be the list of overrides"),
+        ("start={parent: [], tak: mask}", "Did you mean 'take'?"),
+        ("start={parent: [], take: masks}", "start.take = 'masks' should be weights, mask or init"),
+        ("start={parent: [], checkpoint: best}", "start.checkpoint = 'best' should be last"),
+    ],
+)
+def test_bad_overrides_get_one_sentence(override: str, sentence: str) -> None:
+    with pytest.raises(Misuse) as misuse:
+        compose([override])
+    assert sentence in str(misuse.value)
+    assert "\n" not in str(misuse.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["method=set", "method.sparsity=1.2"], "method.sparsity = 1.2 should be in the range 0 <= x < 1."),
+        (["method=set", "method.sparsity=dense"], "method.sparsity = 'dense' should be a number."),
+        (["method=set", "method.allocation=erdos"], "should be one of uniform, erk"),
+        (["method=dsr", 'method.period="1:40 -> 0"'], "method.period = '1:40 -> 0' should be"),
+        (["method=gmp", "method.iterations=100"], "lies after the run's end at epoch 40"),
+        (["method=gmp", "method.allocation=global", "method.layer_floor=3"], "layer_floor needs allocation"),
+        (["schedule.epochs=0"], "schedule.epochs = 0 should be in the range 1 <= x."),
+        (["schedule.lr=-0.1"], "schedule.lr = -0.1 should be"),
+        (["schedule.optimizer.momentm=0.9"], "is no"),
+        (["schedule.warmup_epochs=40"], "schedule.warmup_epochs = 40 should be below schedule.epochs"),
+        (["schedule.optimizer._target_=os.system"], "schedule.optimizer._target_ = 'os.system' should name something in"),
+        (["method._target_=methods.set.SETT"], "cannot be found"),
+        (["precision=fp8"], "precision = 'fp8' should be fp32, bf16 or fp16"),
+        (["seed=-1"], "seed = -1 should be a whole number"),
+        (["trainer.threads=0"], "trainer.threads = 0 should be in the range 1 <= x."),
+        (["task.label_smoothing=1"], "task.label_smoothing = 1 should be in the range 0 <= x < 1."),
+        (["model.batch_norm=some"], "model.batch_norm = 'some' should be one of none, hidden, all"),
+        (["method=compressed", 'start.parent=["method=set","method.sparsity=2"]'], "method.sparsity = 2 should be in"),
+    ],
+)
+def test_values_that_do_not_fit_fail_before_anything_starts(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(Misuse) as misuse:
+        validate(compose(overrides))
+    assert sentence in str(misuse.value) or sentence == "is no" and "there is no option" in str(misuse.value)
+    assert "\n" not in str(misuse.value)
+
+
+def test_a_stage_embeds_its_parent_which_inherits_all_but_method_schedule_and_start() -> None:
+    child = compose(
+        ["experiment=dsr/lenet_mnist", "method=compressed", "method.sparsity=0.98", "model.hidden=[50,20]", "seed=2"]
+    )
+    parent = child["start"]["parent"]
+    assert parent["method"]["name"] == "dense"
+    assert parent["model"]["hidden"] == [50, 20]
+    assert parent["schedule"]["epochs"] == 100
+    assert child["schedule"]["epochs"] == 40
+    assert "seed" not in parent and "trainer" not in parent
+
+
+def test_a_profile_stretches_every_epoch_valued_field_of_run_and_parent() -> None:
+    config = compose(["experiment=dsr/lenet_mnist", "method=compressed", "profile=short"])
+    assert config["schedule"]["epochs"] == 4
+    assert config["method"]["every_epochs"] == pytest.approx(0.2)
+    assert config["schedule"]["lr"] == "1:2 -> 0.02, 3:3 -> 0.004, 4:4 -> 0.0008"
+    assert config["start"]["parent"]["schedule"]["epochs"] == 10
+    dsr = compose(["experiment=dsr/lenet_mnist", "method=dsr", "profile=short"])
+    assert dsr["method"]["period"] == "1:3 -> 100, 4:5 -> 200, 6:8 -> 400, 9:10 -> 800"
+
+
+def test_smoke_also_uses_a_subset() -> None:
+    assert compose(["profile=smoke"])["dataset"]["train_subset"] == 1000
+    assert compose([])["dataset"]["train_subset"] is None
+
+
+def test_every_experiment_composes_and_validates_with_every_method() -> None:
+    for experiment in names("experiment"):
+        for method in names("method"):
+            validate(compose([f"experiment={experiment}", f"method={method}"]))
+
+
+@pytest.mark.parametrize("group", [g for g in groups() if g != "experiment"])
+def test_every_option_of_every_group_composes_and_validates(group: str) -> None:
+    for name in names(group):
+        config = compose([f"{group}={name}"])
+        validate(config)
+        assert config[group]["name"]
+        if group in ("model", "dataset", "method", "task"):
+            assert config[group]["revision"] >= 1
+
+
+def test_epoch_valued_fields_are_named_so_that_stretch_finds_them() -> None:
+    """The type `Epochs` and the naming rule agree on every field of every method and of the schedule."""
+    from typing import get_type_hints
+
+    from runner.build import locate
+
+    kinds: list[type] = [Schedule]
+    for name in names("method"):
+        target = locate(compose([f"method={name}"])["method"]["_target_"], "method")
+        assert isinstance(target, type)
+        kinds.append(target)
+    for kind in kinds:
+        for field, hint in get_type_hints(kind, include_extras=True).items():
+            typed = getattr(hint, "__metadata__", None) == ("0 <= x",) and is_epoch_field(field)
+            if field == "epochs":
+                continue
+            assert is_epoch_field(field) == (typed or field == "milestones"), (kind, field)
+
+
+def test_epoch_ranges_in_configs_are_recognised() -> None:
+    config = compose(["experiment=dsr/lenet_mnist", "method=deepr"])
+    assert is_epoch_ranges(config["method"]["temperature"])
+    assert EpochRanges.parse(config["method"]["temperature"]).at(14) == 1e-8
+
+
+def test_planning_imports_no_torch() -> None:
+    code = "import sys; from runner.compose import compose; from runner.identity import key; key(compose([])); "
+    done = subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], cwd=CONF.parent)
+    assert done.returncode == 0

@@ -1,0 +1,203 @@
+"""Masks: exact selection with its tie rule, uniform draws, projection, optimizer-state reset."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from methods.masks import Masks, digest, random_positions, reset_state, top_mask
+
+
+def kept(scores: list[float], keep: int) -> list[int]:
+    mask = top_mask(torch.tensor(scores), keep)
+    assert mask.dtype == torch.bool and mask.shape == (len(scores),)
+    return mask.nonzero().flatten().tolist()
+
+
+def test_top_mask_by_hand() -> None:
+    assert kept([0.3, 0.1, 0.5, 0.2], 2) == [0, 2]
+    assert kept([-3.0, -1.0, -2.0], 1) == [1]
+
+
+def test_top_mask_keeps_none_or_all() -> None:
+    assert kept([1.0, 2.0], 0) == []
+    assert kept([1.0, 2.0], -1) == []
+    assert kept([1.0, 2.0], 2) == [0, 1]
+    assert kept([1.0, 2.0], 5) == [0, 1]
+
+
+def test_among_ties_the_lower_index_is_kept() -> None:
+    assert kept([1.0, 1.0, 1.0, 1.0], 1) == [0]
+    assert kept([0.0, 2.0, 1.0, 1.0, 1.0], 3) == [1, 2, 3]
+    assert kept([1.0, 5.0, 1.0, 0.0], 2) == [0, 1]
+    assert kept([-1.0, 0.0, -0.0, -1.0], 1) == [1]  # 0 and -0 are equal
+
+
+def test_top_mask_with_infinite_scores() -> None:
+    assert kept([math.inf, -math.inf, 0.0, math.inf], 3) == [0, 2, 3]
+    assert kept([-math.inf, -math.inf, 0.0], 2) == [0, 2]
+
+
+def test_top_mask_takes_any_shape_and_answers_flat() -> None:
+    scores = torch.tensor([[0.0, 3.0], [2.0, 1.0]])
+    assert top_mask(scores, 2).tolist() == [False, True, True, False]
+    assert top_mask(scores.t(), 2).tolist() == [False, True, True, False]
+    assert top_mask(torch.tensor([[0.0, 3.0], [1.0, 2.0]]).t(), 2).tolist() == [False, False, True, True]
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.integers(0, 32))
+def test_top_mask_equals_a_stable_sort(scores: list[int], keep: int) -> None:
+    by_score = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    assert kept([float(s) for s in scores], keep) == sorted(by_score[:keep])
+
+
+def test_random_positions_draws_exactly_the_free_ones() -> None:
+    rng = torch.Generator().manual_seed(0)
+    free = torch.tensor([False, True, True, False, True])
+    assert random_positions(free, 3, rng).tolist() == [1, 2, 4]
+    assert random_positions(free, 0, rng).tolist() == []
+    assert random_positions(torch.zeros(4, dtype=torch.bool), 0, rng).dtype == torch.long
+    with pytest.raises(ValueError, match="cannot draw 4 positions from 3 free ones"):
+        random_positions(free, 4, rng)
+    with pytest.raises(ValueError, match="cannot draw 1 positions from 0 free ones"):
+        random_positions(torch.zeros(5, dtype=torch.bool), 1, rng)
+
+
+@given(st.integers(1, 60), st.data())
+def test_random_positions_are_distinct_free_and_ascending(size: int, data: st.DataObject) -> None:
+    free = torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+    count = data.draw(st.integers(0, int(free.sum())))
+    drawn = random_positions(free, count, torch.Generator().manual_seed(size)).tolist()
+    assert len(drawn) == count and drawn == sorted(set(drawn))
+    assert all(free[i] for i in drawn)
+
+
+# The 99.9 % quantiles of chi-square with 119, 65 and 189 degrees of freedom. The draws behind the numbers are fixed.
+@pytest.mark.parametrize(("free", "count", "quantile"), [(10, 3, 172.42), (12, 2, 105.99), (20, 2, 254.82)])
+def test_random_positions_are_uniform_over_subsets(free: int, count: int, quantile: float) -> None:
+    where = torch.arange(3 * free) % 3 == 1
+    rng = torch.Generator().manual_seed(7)
+    draws = 40 * math.comb(free, count)
+    found = Counter(tuple(random_positions(where, count, rng).tolist()) for _ in range(draws))
+    subsets = list(combinations(range(1, 3 * free, 3), count))
+    assert set(found) <= set(subsets)
+    assert sum((found[subset] - 40) ** 2 / 40 for subset in subsets) < quantile
+
+
+def test_random_positions_come_from_the_given_generator_alone() -> None:
+    free = torch.ones(50, dtype=torch.bool)
+    for count in (3, 30):  # rejection and permutation
+        drawn = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            drawn.append(random_positions(free, count, torch.Generator().manual_seed(5)).tolist())
+        assert drawn[0] == drawn[1]
+        assert drawn[0] != random_positions(free, count, torch.Generator().manual_seed(6)).tolist()
+
+
+def trained(optimizer_class: type[torch.optim.Optimizer], **options: float) -> tuple[nn.Parameter, torch.optim.Optimizer]:
+    weight = nn.Parameter(torch.arange(1.0, 7.0).view(2, 3))
+    optimizer = optimizer_class([weight], lr=0.1, **options)  # type: ignore[call-arg]
+    weight.grad = torch.full((2, 3), 2.0)
+    optimizer.step()
+    return weight, optimizer
+
+
+@pytest.mark.parametrize("set_to_none", [None, True, False])
+def test_reset_state_works_before_and_after_zero_grad(set_to_none: bool | None) -> None:
+    weight, optimizer = trained(torch.optim.SGD, momentum=0.9)
+    if set_to_none is not None:
+        optimizer.zero_grad(set_to_none=set_to_none)
+    reset_state(optimizer, weight, torch.tensor([True, False, False, False, True, False]))
+    assert optimizer.state[weight]["momentum_buffer"].tolist() == [[0.0, 2.0, 2.0], [2.0, 0.0, 2.0]]
+
+
+def test_reset_state_clears_every_moment_but_no_step_counter() -> None:
+    weight, optimizer = trained(torch.optim.Adam)
+    reset_state(optimizer, weight, torch.tensor([[True, True, False], [False, False, False]]))
+    state = optimizer.state[weight]
+    assert float(state["step"]) == 1
+    for moment in ("exp_avg", "exp_avg_sq"):
+        assert (state[moment] == 0).flatten().tolist() == [True, True, False, False, False, False]
+
+
+def test_reset_state_before_the_first_step_has_nothing_to_do() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    reset_state(optimizer, weight, torch.tensor([True, True]))
+    assert weight not in optimizer.state
+
+
+def masks_of(*weights: torch.Tensor) -> Masks:
+    return Masks({f"fc{i}.weight": weight for i, weight in enumerate(weights, start=1)})
+
+
+def test_masks_start_dense_and_count_exactly() -> None:
+    masks = masks_of(torch.zeros(2, 3), torch.zeros(4))
+    assert masks.counts() == [6, 4]
+    masks.set(0, torch.tensor([True, False, True, False, False, False]))
+    masks.set(1, torch.tensor([[False, False], [True, False]]))
+    assert masks.counts() == [2, 1]
+    assert masks.kept(0).tolist() == [True, False, True, False, False, False]
+    assert {name: mask.tolist() for name, mask in masks.as_dict().items()} == {
+        "fc1.weight": [[True, False, True], [False, False, False]],
+        "fc2.weight": [False, False, True, False],
+    }
+
+
+def test_masks_change_in_place() -> None:
+    masks = masks_of(torch.ones(3))
+    before = masks.tensors[0]
+    masks.set(0, torch.tensor([True, False, True]))
+    assert masks.tensors[0] is before and before.tolist() == [1.0, 0.0, 1.0]
+
+
+def test_masks_load_what_as_dict_gave_and_refuse_others() -> None:
+    masks, other = masks_of(torch.ones(2, 2), torch.ones(3)), masks_of(torch.ones(2, 2), torch.ones(3))
+    masks.set(0, torch.tensor([True, False, False, True]))
+    other.load(masks.as_dict())
+    assert other.counts() == [2, 3] and digest(other.as_dict()) == digest(masks.as_dict())
+    with pytest.raises(ValueError, match="do not fit"):
+        other.load({"fc1.weight": torch.ones(2, 2, dtype=torch.bool)})
+    with pytest.raises(ValueError, match=r"fc2\.weight has shape \(2,\), not \(3,\)"):
+        other.load({**masks.as_dict(), "fc2.weight": torch.ones(2, dtype=torch.bool)})
+
+
+def test_without_projection_momentum_leaks_a_dropped_weight_back() -> None:
+    """The fact behind `project`: gradients masked, and still the weight returns."""
+    weight, optimizer = trained(torch.optim.SGD, momentum=0.9)
+    masks = masks_of(weight)
+    masks.set(0, torch.tensor([False, True, True, True, True, True]))
+    masks.project()
+    assert float(weight.detach()[0, 0]) == 0
+    weight.grad = torch.ones(2, 3)
+    masks.mask_grads()
+    assert weight.grad.flatten().tolist() == [0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    optimizer.step()
+    assert float(weight.detach()[0, 0]) == pytest.approx(-0.1 * 0.9 * 2.0)
+    masks.project()
+    assert float(weight.detach()[0, 0]) == 0
+    assert (weight.detach().flatten()[1:] != 0).all()
+
+
+def test_mask_grads_passes_over_weights_without_gradient() -> None:
+    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    masks = masks_of(unused, used)
+    masks.set(1, torch.tensor([False, True]))
+    used.grad = torch.tensor([3.0, 3.0])
+    masks.mask_grads()
+    assert unused.grad is None and used.grad.tolist() == [0.0, 3.0]
+
+
+def test_digest_tells_contents_and_names_apart() -> None:
+    one = {"a": torch.tensor([True, False]), "b": torch.tensor([1.0])}
+    assert digest(one) == digest(dict(reversed(one.items())))
+    assert digest(one) != digest({**one, "a": torch.tensor([False, True])})
+    assert digest(one) != digest({"c": one["a"], "b": one["b"]})
