@@ -307,8 +307,9 @@ def capacity(tasks: Sequence[Task], local: Local) -> tuple[int, list[str]]:
     """
     trainers = [task.config["trainer"] for task in tasks]
     devices = _devices() if any(trainer["device"] != "cpu" for trainer in trainers) else []
-    cores = len(os.sched_getaffinity(0)) // max(int(trainer["threads"]) for trainer in trainers)
-    size = (len(devices) or max(1, cores)) if local.workers == "auto" else local.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(int(trainer["threads"]) for trainer in trainers)
+    size = (len(devices) or max(1, cores // threads)) if local.workers == "auto" else local.workers
     return min(size, len(tasks)), devices
 
 

@@ -9,9 +9,8 @@ from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
-from rich.progress import TaskProgressColumn, TextColumn
 
 _SHARE = 0.1  # of all epochs: how often plain output says how far it is
 

@@ -66,10 +66,13 @@ class RunDirectory:
             file.flush()
             os.fsync(file.fileno())
 
-    def cut_metrics(self, step: int) -> list[dict[str, Any]]:
-        """Drop lines beyond finished step `step` (and a torn last line); returns the lines that stay."""
+    def cut_metrics(self, epoch: int) -> list[dict[str, Any]]:
+        """Drop the lines of `epoch` and later (and a torn last line); returns the lines that stay.
+
+        By epoch, not by step: a run killed between its epoch's line and its next checkpoint repeats that line.
+        """
         lines, _ = read_metrics(self.metrics_path)
-        kept = [line for line in lines if line["step"] <= step]
+        kept = [line for line in lines if line["epoch"] < epoch]
         write_atomic(self.metrics_path, "".join(json.dumps(_finite(line)) + "\n" for line in kept))
         return kept
 

@@ -1,6 +1,6 @@
-"""Frozen submissions: every run's configuration is fixed at submission and executed from that file, never composed anew.
+"""Frozen submissions: every configuration is fixed when submitted, and executed from that file, never composed anew.
 
-`python -m runner.submission TASKS_FILE INDEX` executes one task: what an array task of SLURM calls. No torch until then.
+`python -m runner.submission TASKS_FILE INDEX` executes one task, as SLURM's array tasks do. No torch until then.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
@@ -224,7 +224,8 @@ def queued(root: str | Path) -> set[tuple[str, int]]:
     listed: set[tuple[str, int]] | None = None
     for folder in sorted(Path(root, FOLDER).glob("*")):
         alive = is_held(folder)
-        if not alive and not (jobs := facts(folder).get("jobs")):
+        jobs = facts(folder).get("jobs") or []
+        if not alive and not jobs:
             continue
         with contextlib.suppress(Misuse):
             tasks = load(folder / TASKS)

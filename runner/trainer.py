@@ -203,7 +203,7 @@ class Trainer:
         """Continue from the directory's last good checkpoint; False when there is none."""
         state = checkpoint.load(self.directory.checkpoints, self.e.device)
         if state is None:
-            self.directory.cut_metrics(0)
+            self.directory.cut_metrics(1)
             return False
         if state["key"] != self.e.key:
             raise Misuse(f"{self.directory.checkpoints} belongs to run {state['key']}, not to {self.e.key}.")
@@ -220,7 +220,6 @@ class Trainer:
         torch.set_rng_state(state["rng"]["torch"].cpu())
         if "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.e.device)
-        self.history = self.directory.cut_metrics(self.ctx.step)
-        self.history = [line for line in self.history if line["epoch"] < self.ctx.epoch]
+        self.history = self.directory.cut_metrics(self.ctx.epoch)
         log.info("resumed at epoch %d, step %d", self.ctx.epoch, self.ctx.step)
         return True

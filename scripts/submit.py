@@ -1,19 +1,21 @@
-"""Submit what is missing of the addressed cells: `python scripts/submit.py demo/digits`. Torch only to really submit."""
+"""Submit what is missing of the addressed cells: `python scripts/submit.py demo/digits`. No torch for dry runs."""
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
+import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from results.address import select
-from results.collect import LOGGED
+from results.collect import LOGGED, write_atomically
 from results.command import Arguments, checked_profile, say
 from results.plan import PlannedRun, composed, plan
 from results.record import Unusable, read_packed
@@ -23,6 +25,8 @@ from runner.errors import Misuse
 from runner.identity import Config, key, parent_config, run_dir
 from runner.records import RunDirectory, is_held
 from runner.submission import (
+    SCRIPT,
+    TASKS,
     Local,
     Slurm,
     Task,
@@ -43,15 +47,23 @@ LEFT = ("running", "queued", "blocked")
 TO_DO = ("missing", "interrupted", "failed")
 
 
+class Blocked(Exception):
+    """A run cannot be made: its parent has no weights; the text says why."""
+
+
+#: Sections whose overrides every run shares; others may name options that only some methods have.
+MACHINE = ("cluster", "runs")
+
+
 @dataclass
-class Selection:
+class Missing:
     """The tasks to submit, parents before their children, and how every planned run stands.
 
-    `queued`: the (key, seed) of submissions under way. `parents`: how many tasks are there for their children only.
+    `queued`: the (key, seed) of submissions under way; `logged`: the folder of packed records.
     """
 
     queued: set[tuple[str, int]]
-    logged: Path = LOGGED
+    logged: Path
     tasks: list[Task] = field(default_factory=list)
     standings: Counter[str] = field(default_factory=Counter)
     sentences: list[str] = field(default_factory=list)
@@ -64,13 +76,13 @@ class Selection:
         if standing in TO_DO:
             try:
                 self._task(config, run.overrides)
-            except Unusable as obstacle:
+            except Blocked as obstacle:
                 standing = "blocked"
                 self._note(f"{run_dir(config['runs'], config)} is blocked: {obstacle}.")
         self.standings[standing] += 1
 
     def _task(self, config: Config, overrides: Sequence[str]) -> int:
-        """The index of the run's task, made if need be, after its parents'. Unusable when a parent has no weights."""
+        """The index of the run's task, made if need be, after its parents'. Blocked when a parent has no weights."""
         identity = key(config), config["seed"]
         if identity not in self._at:
             after = self._parent(config)
@@ -85,11 +97,11 @@ class Selection:
         path = run_dir(parent["runs"], parent)
         standing = self._standing(parent)
         if standing == "diverged":
-            raise Unusable(f"its parent {path} has diverged")
+            raise Blocked(f"its parent {path} has diverged")
         if standing == "complete" and RunDirectory(path).summary() is not None:
             if any((path / "checkpoints").glob("*.pt")):
                 return ()
-            raise Unusable(f"its parent {path} is complete but has no checkpoint; delete that directory to run it anew")
+            raise Blocked(f"its parent {path} is complete but has no checkpoint; delete that directory to run it anew")
         # Also one that another process is running, or of which only the packed record is there: its weights are needed.
         return (self._task(parent, config["start"].get("overrides", ())),)
 
@@ -168,7 +180,9 @@ def _submit(options: Any) -> int:
         raise Misuse("say what to submit: an address such as demo/digits or demo/digits/set/s90.")
     limit, seeds = _limit(options.limit), _seeds(options.seeds)
     overrides = _overrides(options)
-    site = compose(overrides)  # the machine's side, the same for all runs
+    site = compose(
+        [given.input_line or "" for given in parse(overrides) if given.key_or_group.split(".")[0] in MACHINE]
+    )
     place = cluster(site["cluster"])
     if options.wait and isinstance(place, Slurm):
         raise Misuse("--wait is for local runs; leave it out, and follow SLURM's queue with squeue.")
@@ -180,11 +194,12 @@ def _submit(options: Any) -> int:
     if seeds is not None:
         changed = [replace(slot, settings=replace(slot.settings, seeds=seeds)) for slot in changed]
     runs = plan(changed)
-    selection = Selection(queued(site["runs"]))
+    missing = Missing(queued(site["runs"]), LOGGED)
     for run in runs:
-        selection.add(run)
-    tasks = selection.tasks[:limit]
-    _tell(slots, runs, selection, len(tasks))
+        missing.add(run)
+    tasks = missing.tasks[:limit]
+    if slots:
+        _tell(slots, runs, missing, len(tasks))
     if changed and any(key(composed(a)) != key(composed(b)) for a, b in zip(slots, changed, strict=True) if overrides):
         print("Note: these overrides make other runs than those of the cells; tables will not show them.")
     if options.dry_run:
@@ -228,7 +243,9 @@ def _overrides(options: Any) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """A text as a value in Hydra's grammar."""
+    """A text as a value in Hydra's grammar, quoted unless it cannot be anything but a text."""
+    if re.fullmatch(r"[\w.-]*/[\w./-]*", text):
+        return text
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
@@ -243,21 +260,21 @@ def _slots(addresses: Sequence[str], profile: str | None) -> list[Slot]:
     return slots
 
 
-def _tell(slots: Sequence[Slot], runs: Sequence[PlannedRun], selection: Selection, tasks: int) -> None:
-    count = selection.standings
+def _tell(slots: Sequence[Slot], runs: Sequence[PlannedRun], missing: Missing, tasks: int) -> None:
+    count = missing.standings
     planned = sum(count[name] for name in TO_DO)
     parts = [f"{count[name]} {name}" for name in (*DONE, *LEFT) if count[name]] + [f"{planned} to do"]
     again = [f"{count[name]} {name} before" for name in ("interrupted", "failed") if count[name]]
     print(
         f"{len(slots)} cell(s), {len(runs)} run(s): {', '.join(parts)}" + (f" ({', '.join(again)})" * bool(again)) + "."
     )
-    if extra := len(selection.tasks) - planned:
+    if extra := len(missing.tasks) - planned:
         print(f"{extra} run(s) more are parents of these, of which the weights are needed.")
-    if tasks < len(selection.tasks):
+    if tasks < len(missing.tasks):
         print(f"Of these the first {tasks}.")
     if unknown := sum(not slot.calibrated for slot in slots):
         print(f"{unknown} cell(s) have a knob that is not known yet (???), and so no runs.")
-    say(selection.sentences)
+    say(missing.sentences)
 
 
 def _show(tasks: Sequence[Task], site: Config, place: Local | Slurm) -> None:
@@ -266,9 +283,10 @@ def _show(tasks: Sequence[Task], site: Config, place: Local | Slurm) -> None:
         print(f"{task.path}  {shlex.join(task.overrides)}")
     if tasks and isinstance(place, Slurm):
         folder = new_folder(site["runs"])
-        print(f"\n# {folder}/array.sh\n{array_script(folder, place, Path.cwd())}")
+        print(f"\n# {folder / SCRIPT}\n{array_script(folder, place, Path.cwd())}")
         for level, indices in enumerate(levels(tasks)):
-            print(shlex.join(array_command(folder, indices, place, f"JOB{level}" if level else None)))
+            command = array_command(folder, indices, place, f"$job{level - 1}" if level else None)
+            print(f"job{level}=$({' '.join(command)})")
 
 
 def _start(tasks: Sequence[Task], site: Config, place: Local | Slurm, wait: bool) -> int:
@@ -283,14 +301,14 @@ def _start(tasks: Sequence[Task], site: Config, place: Local | Slurm, wait: bool
     folder = new_folder(site["runs"])
     facts = {"cluster": site["cluster"], "cwd": os.getcwd(), "command": sys.argv}
     if isinstance(place, Slurm):
-        file = freeze(folder, tasks, facts)
-        (folder / "array.sh").write_text(array_script(folder, place, Path.cwd()))
+        _freeze(folder, tasks, facts).close()
+        write_atomically(folder / SCRIPT, array_script(folder, place, Path.cwd()))
         submit_arrays(folder, tasks, place, print)
         print(f"Logs and the frozen configurations are in {folder}.")
         return 0
     size, devices = pool.capacity(tasks, place)
-    with hold(folder) as lock:
-        file = freeze(folder, tasks, facts)
+    with _freeze(folder, tasks, facts) as lock:
+        file = folder / TASKS
         if wait:
             return pool.execute_all(file, size, devices)
         process, log = pool.start(file, size, devices, lock)
@@ -299,5 +317,17 @@ def _start(tasks: Sequence[Task], site: Config, place: Local | Slurm, wait: bool
     return 0
 
 
+def _freeze(folder: Path, tasks: Sequence[Task], facts: Config) -> TextIO:
+    """Write the submission; the returned lock marks it as under way while it is open."""
+    try:
+        lock = hold(folder)
+        freeze(folder, tasks, facts)
+    except OSError as error:
+        raise Misuse(f"{folder} cannot be written: {error.strerror}; make room, or name another --runs DIR.") from None
+    return lock
+
+
 if __name__ == "__main__":
+    if "--dry-run" in sys.argv:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a listing quietly, but never real runs
     sys.exit(main())

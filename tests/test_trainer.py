@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods.masks import digest
+from methods.masks import Masks, digest
 from runner import checkpoint
 from runner.compose import CONF, compose
 from runner.errors import Misuse
@@ -123,51 +123,56 @@ def test_a_completed_run_is_not_repeated(tmp_path: Path) -> None:
     assert before == {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
 
 
-KILLED = """
-import os, signal, sys
-from runner import checkpoint
-from runner.compose import compose
-from runner.execute import execute
-where, at = sys.argv[1], int(sys.argv[2])
-calls = 0
-def count_down():
-    global calls
-    calls += 1
-    if calls == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-if where == "step":
-    from runner.trainer import Trainer as T
-    whole = T.step
-    def step(self, indices):
-        count_down(); whole(self, indices)
-    T.step = step
-elif where == "checkpoint":
-    import runner.records as R
-    replace = os.replace
-    def torn(source, target):
-        if "checkpoints" in str(target): count_down()
-        replace(source, target)
-    os.replace = torn
-elif where == "mask":
-    from methods.masks import Masks as M
-    put = M.set
-    def put_and_die(self, index, mask):
-        put(self, index, mask); count_down()
-    M.set = put_and_die
-elif where == "metrics":
-    from runner.records import RunDirectory as D
-    append = D.append_metrics
-    def append_and_die(self, line):
-        append(self, line); count_down()
-    D.append_metrics = append_and_die
-overrides = sys.argv[3:]
-execute(compose(overrides), overrides)
-"""
+def die_in(where: str, at: int) -> None:
+    """Arrange that this process kills itself at the `at`-th visit of a place."""
+    visits = 0
+
+    def visit() -> None:
+        nonlocal visits
+        visits += 1
+        if visits == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(owner: Any, name: str, before: bool, only: str = "") -> None:
+        whole = getattr(owner, name)
+
+        def wrapped(*arguments: Any) -> None:
+            counts = only in str(arguments[-1])
+            if before and counts:
+                visit()
+            whole(*arguments)
+            if counts and not before:
+                visit()
+
+        setattr(owner, name, wrapped)
+
+    if where == "step":
+        around(Trainer, "step", before=True)
+    elif where == "checkpoint":  # the new file is written, the old one still in its place (or half of two renames done)
+        around(os, "replace", before=True, only="checkpoints")
+    elif where == "mask":
+        around(Masks, "set", before=False)
+    elif where == "metrics":
+        around(RunDirectory, "append_metrics", before=False)
+
+
+def run_and_die(config: dict[str, Any], where: str, at: int) -> int:
+    """Execute in a forked process that SIGKILLs itself; its exit status."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            die_in(where, at)
+            execute(config, [])
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.parametrize("method", ["dense", "static", "set", "dsr", "deepr", "gmp", "compressed"])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, method: str) -> None:
-    """SIGKILL at random steps, inside a checkpoint write, inside a mask update, after a line of metrics."""
+    """SIGKILL at a random step, inside a checkpoint write, inside a mask update, after a line of metrics."""
     rng = random.Random(method)
     own = {"set": ["method.count=40", "method.period=3"], "dsr": ["method.count=40", "method.period=3"],
            "gmp": ["method.iterations=3"], "compressed": ["method.iterations=3", "method.every_epochs=1"],
@@ -180,9 +185,8 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, method: str) -> None:
     config = compose(killed)
     places = [("step", rng.randint(2, 14)), ("checkpoint", rng.randint(1, 9)), ("metrics", rng.randint(1, 2))]
     places += [] if method == "dense" else [("mask", rng.randint(1, 3))]
-    for where, at in places:
-        done = subprocess.run([sys.executable, "-c", KILLED, where, str(at), *killed], cwd=CONF.parent)
-        assert done.returncode in (-signal.SIGKILL, 0)
+    ends = [run_and_die(config, where, at) for where, at in places]
+    assert set(ends) <= {-signal.SIGKILL, 0} and -signal.SIGKILL in ends
     execute(config, killed)
     resumed = run_dir(tmp_path / "killed", config)
     assert result(resumed) == result(whole)
@@ -248,7 +252,7 @@ def test_metrics_beyond_the_checkpoint_and_a_torn_line_are_cut(tmp_path: Path) -
     lines, problems = read_metrics(directory.metrics_path)
     assert len(lines) == 3 and len(problems) == 1 and "line 4" in problems[0]
     assert math.isnan(lines[1]["train/loss"]) and lines[0]["train/loss"] == 0.0
-    assert [line["step"] for line in directory.cut_metrics(20)] == [10, 20]
+    assert [line["step"] for line in directory.cut_metrics(3)] == [10, 20]
     assert read_metrics(directory.metrics_path)[1] == []
 
 

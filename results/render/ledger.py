@@ -1,0 +1,129 @@
+"""Runs as text: a list of them, one whole, two compared. The mappings are those of results.ledger."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from results import number
+from runner.compare import ABSENT
+from runner.progress import duration
+
+#: The columns of a list; `profile` only where a run has one that changes it.
+COLUMNS = (
+    "dataset",
+    "model",
+    "method",
+    "key",
+    "seed",
+    "status",
+    "profile",
+    "epochs",
+    "test",
+    "sparsity",
+    "wall",
+    "code",
+)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Lines with two spaces between aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def listed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line per run under a line of titles; nothing for no runs."""
+    profiles = any(row["profile"] not in (None, "full") for row in rows)
+    shown = [column for column in COLUMNS if column != "profile" or profiles]
+    return columns([shown, *([_entry(row, column) for column in shown] for row in rows)]) if rows else ""
+
+
+def whole(run: Mapping[str, Any]) -> str:
+    """A run: what it is, its final and best metrics, its layers, environment and configuration."""
+    parts = [columns([[f"{name}:", text] for name, text in _facts(run).items() if text])]
+    epochs = [("last", run["final"])] + ([("best", run["best"])] if run["best"] else [])
+    names = [name for name in dict.fromkeys(name for _, metrics in epochs for name in metrics) if name != "epoch"]
+    titles = ["", *(f"{which}: epoch {metrics.get('epoch', '-')}" for which, metrics in epochs)]
+    parts.append(columns([titles, *([name, *(figure(metrics.get(name)) for _, metrics in epochs)] for name in names)]))
+    if run["layers"]:
+        parts.append(columns([["layer", "shape", "kept", "total", "sparsity", "nonzero"], *_layers(run["layers"])]))
+    for title in ("environment", "config"):
+        parts.append(f"# {title}\n" + yaml.safe_dump(run[title], sort_keys=False, width=120))
+    return "\n".join(parts)
+
+
+def difference(found: Mapping[str, Any]) -> str:
+    """Where two runs differ, and their final metrics."""
+    runs = [found["a"], found["b"]]
+    facts = [["", "a", "b"], *([name, *(str(run[name]) for run in runs)] for name in ("path", "key", "seed", "status"))]
+    parts = [columns(facts)]
+    for title, entries in (
+        ("configuration that is part of the key", [entry for entry in found["config"] if entry["science"]]),
+        ("seed and machine", [entry for entry in found["config"] if not entry["science"]]),
+        ("environment", found["environment"]),
+    ):
+        lines = [[entry["path"], _value(entry["a"]), _value(entry["b"])] for entry in entries]
+        parts.append(f"# {title}{'' if lines else ': the same'}\n" + (columns(lines) if lines else ""))
+    lines = [["", "a", "b", "b - a"]]
+    for entry in found["final"]:
+        a, b = number.read(entry["a"]), number.read(entry["b"])
+        lines.append([entry["metric"], figure(a), figure(b), "-" if a is None or b is None else f"{b - a:+.6g}"])
+    return "\n".join([*parts, "# final metrics\n" + columns(lines)])
+
+
+def figure(value: Any) -> str:
+    """A number to six digits; a dash for none."""
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def code(row: Mapping[str, Any]) -> str | None:
+    """The commit that made a run, marked where the code had changes that were not committed."""
+    return None if row["commit"] is None else str(row["commit"])[:9] + "-dirty" * bool(row["dirty"])
+
+
+def _entry(row: Mapping[str, Any], column: str) -> str:
+    text = {
+        "epochs": f"{row['epochs']}/{row['of_epochs']}",
+        "test": row["metric"] and f"{row['metric'].removeprefix('test/')} {figure(row['value'])}",
+        "sparsity": figure(row["sparsity"]),
+        "wall": None if row["wall_s"] is None else duration(row["wall_s"]),
+        "code": code(row),
+    }.get(column, row.get(column))
+    return "-" if text is None else str(text)
+
+
+def _facts(run: Mapping[str, Any]) -> dict[str, str | None]:
+    parent = run["parent"]
+    if parent is not None:
+        place = f"{parent['path']}, {parent['status']}" if parent["path"] else "not among these runs"
+        parent = f"{parent['key']}/seed{parent['seed']} gave its {parent['take']} ({place})"
+    took = None if run["wall_s"] is None else f"{duration(run['wall_s'])}, {run['started']} to {run['ended']}"
+    return {
+        "run": run["name"],
+        "path": run["path"],
+        "status": f"{run['status']} ({run['reason']})" if run["reason"] else run["status"],
+        "epochs": f"{_entry(run, 'epochs')}" + (f", {run['steps']} steps" if run["steps"] else ""),
+        "time": took,
+        "code": code(run),
+        "parent": parent,
+        "overrides": shlex.join(run["overrides"]),
+    }
+
+
+def _layers(layers: Mapping[str, Mapping[str, Any]]) -> Iterable[list[str]]:
+    counted = ("kept", "total", "nonzero")
+    sums = {name: sum(layer[name] for layer in layers.values()) for name in counted}
+    for name, layer in {**layers, "all": {"shape": [], **sums}}.items():
+        kept, total, nonzero = (layer[part] for part in counted)
+        sparsity = f"{1 - kept / total:.6f}" if total else "-"
+        yield [name, "x".join(map(str, layer["shape"])), f"{kept:,}", f"{total:,}", sparsity, f"{nonzero:,}"]
+
+
+def _value(value: Any) -> str:
+    return ABSENT if value == ABSENT else json.dumps(number.spell(value))

@@ -1,0 +1,107 @@
+"""Is a recorded number true? Its checkpoint evaluated once more, or the whole run repeated, compared bit for bit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from runner import checkpoint
+from runner.compare import Difference, differences
+from runner.compose import compose
+from runner.errors import Misuse
+from runner.execute import execute
+from runner.experiment import make
+from runner.identity import SCIENCE, Config, run_dir
+from runner.records import RunDirectory, read_metrics
+from runner.trainer import Progress, Trainer
+
+#: The fields of a summary that tell what came out.
+RESULT = ("status", "reason", "epochs", "steps", "final", "best", "layers", "parent")
+
+
+def here(config: Mapping[str, Any], data: str | None = None, device: str | None = None) -> Config:
+    """A stored configuration made to run on this machine: its science, precision, threads and seed as they are.
+
+    `data`: the data root; REGROW_DATA comes next, then the stored one. Nobody but the run directory hears of the run.
+    Misuse when the stored configuration lacks a section.
+    """
+    for section in (*SCIENCE, "seed", "trainer"):
+        if section not in config and section != "start":
+            raise Misuse(f"the stored configuration has no section {section!r}, so the run cannot be built from it.")
+    now = compose()
+    root = data or os.environ.get("REGROW_DATA") or (config.get("data") or now["data"])["root"]
+    trainer = dict(config["trainer"]) | ({} if device is None else {"device": device})
+    return {**now, **config, "logger": now["logger"], "data": {"root": root}, "trainer": trainer}
+
+
+def evaluate(path: Path, config: Config, steps: int) -> dict[str, Any]:
+    """The test metrics and sparsities of a run directory's last checkpoint, which must be the one after `steps` steps.
+
+    Nothing is written. The model is built from `config`, whose targets are checked like any configuration's.
+    """
+    experiment = make(config)
+    directory = RunDirectory(path)
+    state = checkpoint.load(directory.checkpoints, experiment.device)
+    if state is None:
+        raise Misuse(f"{directory.checkpoints} has no readable checkpoint (any more); repeat the run with rerun.")
+    if state["key"] != experiment.key:
+        raise Misuse(f"{directory.checkpoints} belongs to run {state['key']}, not to {experiment.key}.")
+    if state["position"]["step"] != steps:
+        raise Misuse(
+            f"the last good checkpoint in {directory.checkpoints} is of step {state['position']['step']}, not of the "
+            f"last one, {steps}; repeat the run with rerun."
+        )
+    trainer = Trainer(experiment, directory)
+    trainer.model.load_state_dict(state["model"])
+    experiment.method.load_state_dict(state["method"])
+    experiment.task.load_state_dict(state["task"])
+    found: dict[str, Any] = {f"test/{name}": value for name, value in trainer.evaluate().items()}
+    return found | {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in trainer.densities().items()}
+
+
+def rerun(config: Config, overrides: list[str], root: Path, progress: Progress | None = None) -> Path:
+    """Repeat a run (and the parents of a stage) from its configuration below `root`; the new run directory.
+
+    Misuse when a finished run lies there already: it would be compared instead of a new one.
+    """
+    config = {**config, "runs": str(root)}
+    path = run_dir(root, config)
+    if RunDirectory(path).summary() is not None:
+        raise Misuse(f"{path} holds an earlier repetition; remove it, or give another folder with --out.")
+    execute(config, overrides, progress)
+    return path
+
+
+def results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Summary and metrics of a finished run directory."""
+    lines, problems = read_metrics(path / "metrics.jsonl")
+    if problems:
+        raise Misuse(f"{problems[0]}.")
+    return RunDirectory(path).summary() or {}, lines
+
+
+def first_difference(
+    recorded: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
+) -> tuple[int, Difference] | None:
+    """The first epoch and field in which two runs' metrics are not equal bit for bit, wall-clock fields aside."""
+    nothing: Mapping[str, Any] = {}
+    for position, (old, new) in enumerate(zip_longest(recorded, now, fillvalue=nothing), start=1):
+        for difference in differences(timeless(old), timeless(new)):
+            return old.get("epoch", new.get("epoch", position)), difference
+    return None
+
+
+def summary_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """The fields in which two summaries tell another result, wall-clock fields aside."""
+    results = ({part: timeless(summary.get(part)) for part in RESULT} for summary in (recorded, now))
+    return list(differences(*results))
+
+
+def timeless(value: Any) -> Any:
+    """Metrics, however nested, without those that depend on the clock."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: timeless(item) for name, item in value.items() if not name.startswith("time/")}

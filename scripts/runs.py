@@ -1,0 +1,263 @@
+"""The runs at hand: `python scripts/runs.py list`, `show`, `diff`, `evaluate`, `rerun`, `gc`, `pack`.
+
+Torch is imported to evaluate and to rerun only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from results import ledger, number
+from results.address import select
+from results.collect import LOGGED, Collection, write_packed
+from results.command import Arguments, collect_runs, say
+from results.plan import composed
+from results.record import STATUSES, Record
+from results.render import ledger as text
+from runner.compose import compose
+from runner.errors import Misuse, nearest
+from runner.identity import Config
+from runner.leftovers import SETTLED, Leftover, delete, leftovers, run_directories, wanted
+from runner.submission import FOLDER, TASKS, load
+
+DAY_S = 86400.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0; 1 when a number does not repeat or a run is refused; 2 for a misuse; 75 when interrupted."""
+    try:
+        options = _parser().parse_args(arguments)
+        return options.command(options)
+    except Misuse as misuse:
+        say([str(misuse)])
+        return 2
+
+
+def _parser() -> Arguments:
+    parser = Arguments("runs.py", description="List, show, compare, check, clean and pack runs.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(command: Callable[[Any], int], about: str, *runs: str, filters: bool = False) -> Arguments:
+        name = command.__name__.strip("_")
+        sub: Arguments = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(command=command)
+        for run in runs:
+            sub.add_argument(run, metavar=run.upper(), help=run_help)
+        if filters:
+            sub.add_argument("filters", nargs="*", metavar="FILTER", help="only runs whose path contains each of these")
+        sub.add_argument("--runs", nargs="+", type=Path, metavar="DIR", help=runs_help)
+        return sub
+
+    run_help = "a run directory, a packed record, or the beginning of KEY/seedK"
+    runs_help = "folders to search for runs (default: the runs root and results/logged)"
+    listing = add(_list, "A table of runs.", filters=True)
+    listing.add_argument("--status", metavar="S", help="only runs that are " + ", ".join(STATUSES))
+    for sub in (
+        listing,
+        add(_show, "One run whole.", "run"),
+        add(_diff, "Where two runs differ, and what came out of them.", "a", "b"),
+    ):
+        sub.add_argument("--json", action="store_true", help="print JSON")
+    evaluating = add(_evaluate, "Evaluate a run's last checkpoint: does it give the recorded numbers?", "run")
+    repeating = add(_rerun, "Repeat a run and compare it with its record, bit for bit.", "run")
+    repeating.add_argument("--out", type=Path, metavar="DIR", help="a runs root for it (default: <runs>/rerun)")
+    for sub in (evaluating, repeating):
+        sub.add_argument("--data", metavar="DIR", help="the data root (default: REGROW_DATA, else the run's)")
+        sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: the run's")
+    cleaning = add(_gc, "What runs leave behind and nothing needs. Summaries, metrics, configurations always stay.")
+    cleaning.add_argument("--older-than", type=float, default=0.0, metavar="DAYS", help="leave younger runs alone")
+    cleaning.add_argument("--yes", action="store_true", help="delete it; without this it is only listed")
+    packing = add(_pack, "Keep finished runs as one small file each, to be committed.", filters=True)
+    packing.add_argument("--out", type=Path, default=LOGGED, metavar="DIR", help="default: results/logged")
+    packing.add_argument("--allow-dirty", action="store_true", help="also runs of uncommitted or unknown code")
+    return parser
+
+
+def _list(options: Any) -> int:
+    if options.status is not None and options.status not in STATUSES:
+        raise Misuse(f"There is no status {options.status!r}.{nearest(options.status, STATUSES)}")
+    runs = collect_runs(options.runs)
+    rows = [ledger.row(record) for record in ledger.matching(runs, options.filters, options.status)]
+    print(_json(rows) if options.json else text.listed(rows), end="")
+    counts = Counter(row["status"] for row in rows)
+    parts = [f"{counts[status]} {status}" for status in STATUSES if counts[status]]
+    say([*runs.sentences(), f"{len(rows)} run(s){': ' * bool(parts)}{', '.join(parts)}."])
+    return 0
+
+
+def _show(options: Any) -> int:
+    runs = collect_runs(options.runs)
+    record, problems = ledger.find(options.run, runs)
+    run = ledger.whole(record, runs)
+    print(_json(run) if options.json else text.whole(run), end="")
+    say(f"Problem: {problem}" for problem in problems)
+    return 0
+
+
+def _diff(options: Any) -> int:
+    runs = collect_runs(options.runs)
+    (a, problems), (b, more) = (ledger.find(name, runs) for name in (options.a, options.b))
+    found = ledger.difference(a, b)
+    print(_json(found) if options.json else text.difference(found), end="")
+    say(f"Problem: {problem}" for problem in problems + more)
+    return 0
+
+
+def _json(value: Any) -> str:
+    return json.dumps(number.spell(value), indent=1, allow_nan=False) + "\n"
+
+
+def _evaluate(options: Any) -> int:
+    record, _ = ledger.find(options.run, collect_runs(options.runs))
+    summary = _result(record)
+    if record.packed:
+        raise Misuse(f"{record.path} is a packed record, which has no checkpoint; repeat the run with rerun.")
+    from runner.repeat import evaluate, here
+
+    found = evaluate(record.path, here(record.config, options.data, options.device), summary["steps"])
+    lines, differing = [["", "recorded", "now", ""]], 0
+    for metric, now in found.items():
+        recorded = number.read(summary["final"].get(metric))
+        equal = recorded == now or (recorded is not None and math.isnan(recorded) and math.isnan(now))
+        differing += not equal
+        lines.append([metric, repr(recorded), repr(now), "equal" if equal else "differs"])
+    print(text.columns(lines), end="")
+    if differing:
+        say([f"{differing} of {len(found)} metrics are not the recorded ones; {_made(record)}."])
+        return 1
+    print(f"All {len(found)} metrics equal the recorded ones exactly.")
+    return 0
+
+
+def _rerun(options: Any) -> int:
+    record, problems = ledger.find(options.run, collect_runs(options.runs))
+    summary = _result(record)
+    if problems:
+        raise Misuse(f"There is nothing whole to compare with: {problems[0]}")
+    root = options.out or (Path(compose()["runs"]) if record.packed else record.path.absolute().parents[4]) / "rerun"
+    from runner.execute import REQUEUE
+    from runner.repeat import first_difference, here, rerun, results, summary_differences
+    from runner.trainer import Interrupted
+
+    try:
+        path = rerun(here(record.config, options.data, options.device), list(record.overrides), root, _say_epoch)
+    except Interrupted:
+        say(["Interrupted and saved; the same command goes on."])
+        return REQUEUE
+    print(f"The repetition is in {path}.")
+    new_summary, new = results(path)
+    old = [{name: number.read(v) if isinstance(v, str) else v for name, v in line.items()} for line in record.metrics]
+    if record.packed:  # its columns are rounded, its summary is not
+        new = [{name: number.rounded(value) for name, value in line.items()} for line in new]
+    if found := first_difference(old, new):
+        epoch, (field, was, now) = found
+        say([f"Epoch {epoch} is the first that differs: {field} was {was!r} and is {now!r} now; {_made(record)}."])
+        return 1
+    if others := summary_differences(summary, new_summary):
+        field, was, now = others[0]
+        say([f"All epochs are equal, but in the summary {field} was {was!r} and is {now!r} now; {_made(record)}."])
+        return 1
+    kind = "to the 6 digits of a packed record" if record.packed else "bit for bit"
+    print(f"All {len(new)} epochs are equal {kind}, and the summary bit for bit (times aside).")
+    return 0
+
+
+def _result(record: Record) -> dict[str, Any]:
+    """The summary of a run that came to a result."""
+    if record.status not in SETTLED or record.summary is None:
+        raise Misuse(f"{record.path} is {record.status}; only a completed or diverged run has numbers to compare with.")
+    return dict(record.summary)
+
+
+def _made(record: Record) -> str:
+    """Where the record was made, for the reader of a difference."""
+    environment = record.environment
+    torch = (environment.get("packages") or {}).get("torch")
+    threads = f"{environment.get('threads')} thread(s)"
+    return f"it was made by {text.code(ledger.row(record))} on {environment.get('device')}, {threads}, torch {torch}"
+
+
+def _say_epoch(line: dict[str, Any]) -> None:
+    say([f"  epoch {line['epoch']}: {line['time/epoch_s']:.2f} s"])
+
+
+def _gc(options: Any) -> int:
+    if not options.older_than >= 0:
+        raise Misuse(f"--older-than {options.older_than} should be a number of days, 0 or above.")
+    age = options.older_than * DAY_S
+    runs, roots = collect_runs(options.runs), options.runs or [Path(compose()["runs"])]
+    settled = {identity for identity, record in runs.runs.items() if record.status in SETTLED}
+    needed: set[tuple[str, int]] | None = None
+    try:
+        needed = wanted(_stages(runs, roots), settled)
+    except Misuse as error:
+        say([f"{error} Last checkpoints are all kept, because a stage may need them."])
+    found: list[Leftover] = []
+    for path in run_directories(roots):
+        try:
+            found += leftovers(path, needed, age)
+        except Misuse as error:
+            say([str(error)])
+    if not found:
+        print("There is nothing to delete.")
+        return 0
+    print(text.columns([[_bytes(each.size), str(each.path), each.why] for each in found]), end="")
+    total = f"{len(found)} leftover(s), {_bytes(sum(each.size for each in found))}"
+    if options.yes:
+        print(f"{total}; {_bytes(delete(found, needed, age))} deleted.")
+    else:
+        print(f"{total}. Nothing is deleted without --yes. A stage thought of later needs its parent run again.")
+    return 0
+
+
+def _stages(runs: Collection, roots: Iterable[Path]) -> Iterable[Config]:
+    """The configurations, with their seeds, of all runs that exist, were submitted or stand in a table."""
+    yield from (dict(record.config) for record in runs.runs.values())
+    for root in roots:
+        for file in sorted((root / FOLDER).glob(f"*/{TASKS}")):
+            yield from (task.config for task in load(file))
+    profiles = {ledger.row(record)["profile"] for record in runs.runs.values()} - {None, "full"}
+    for selection in select():
+        if selection.table.kind == "runs":
+            for profile in (None, *sorted(profiles)):
+                for slot in selection.slots(profile):
+                    if slot.calibrated:
+                        yield from ({**composed(slot), "seed": seed} for seed in slot.settings.seeds or ())
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def _pack(options: Any) -> int:
+    runs = collect_runs(options.runs)
+    say(runs.sentences())
+    records = [record for record in ledger.matching(runs, options.filters) if not record.packed]
+    settled = [record for record in records if record.status in SETTLED]
+    allowed = [record for record in settled if options.allow_dirty or ledger.row(record)["dirty"] is False]
+    packed = 0
+    for record in allowed:
+        try:
+            print(write_packed(record.path, options.out))
+            packed += 1
+        except Misuse as error:
+            say([str(error)])
+    sentences = [f"{packed} run(s) packed."]
+    if refused := len(settled) - len(allowed):
+        sentences.append(f"{refused} run(s) refused: their code was not committed; --allow-dirty packs them too.")
+    if unfinished := len(records) - len(settled):
+        sentences.append(f"{unfinished} run(s) left out: they have no result yet.")
+    say(sentences)
+    return 0 if packed == len(settled) else 1
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the program quietly
+    sys.exit(main())
