@@ -11,8 +11,8 @@ from results.collect import Collection, collect
 from results.record import SEED_DIRECTORY, Problem, Record, Unusable, read_directory, read_packed
 from runner.compare import differences
 from runner.errors import Misuse, nearest
-from runner.identity import SCIENCE, parent_config
 from runner.identity import key as key_of
+from runner.identity import parent_config, science
 
 
 def name(record: Record) -> str:
@@ -146,12 +146,12 @@ def whole(record: Record, runs: Collection) -> dict[str, Any]:
 def difference(a: Record, b: Record) -> dict[str, Any]:
     """Where two runs differ: configuration (`science`: part of the key), environment; and both runs' final metrics."""
     final_a, final_b = metrics(a), metrics(b)
+    science_paths = {entry.path for entry in differences(*(science(dict(record.config)) for record in (a, b)))}
     return {
         "a": row(a),
         "b": row(b),
         "config": [
-            {**entry._asdict(), "science": entry.path.split(".")[0] in SCIENCE}
-            for entry in differences(a.config, b.config)
+            {**entry._asdict(), "science": entry.path in science_paths} for entry in differences(a.config, b.config)
         ],
         "environment": [entry._asdict() for entry in differences(a.environment, b.environment)],
         "final": [

@@ -30,6 +30,8 @@ WORKERS_LOG, POOL_LOG = "workers.log", "pool.log"
 _POLL_S = 2.0  # between looks at a run directory that another process holds
 _NUDGE_S = 1.0  # between requests to stop: the first may come before a worker listens
 _GRACE_S = 60.0  # for workers to save when the pool itself breaks
+# After these a worker ends: it was told to stop, or an error nobody foresaw may have spoilt its memory or its GPU.
+_LAST = ("interrupted", "failed")
 
 
 # The worker's side
@@ -49,8 +51,7 @@ def work(connection: Connection, log: str) -> None:
             index, task = message
             outcome = attempt(task, lambda line, index=index: _report(connection, stop, index, line))  # type: ignore[misc]
             connection.send(("done", index, outcome))
-            # An error nobody foresaw may have spoilt the process (memory, the GPU's context): start afresh.
-            if outcome.status in ("interrupted", "failed"):
+            if outcome.status in _LAST:
                 return
     except (EOFError, OSError):
         return  # the pool is gone
@@ -69,12 +70,13 @@ def _report(connection: Connection, stop: Stop, index: int, line: dict[str, Any]
 
 @dataclass(eq=False)
 class Worker:
-    """A worker process as the pool sees it: the device it sees, and the task it is at."""
+    """A worker process as the pool sees it: the device it was given, whether it takes tasks, and the one it is at."""
 
     process: BaseProcess
     connection: Connection
     device: str | None
     ready: bool = False
+    ending: bool = False
     index: int | None = None
 
 
@@ -130,7 +132,7 @@ class Pool:
     def _assign(self) -> bool:
         """Give the idle workers tasks; False when nothing is left to wait for."""
         for worker in self.workers:
-            if not worker.ready or worker.index is not None or (index := self._next()) is None:
+            if not worker.ready or worker.ending or worker.index is not None or (index := self._next()) is None:
                 continue
             self.begun[index] += 1
             worker.index = index
@@ -165,6 +167,7 @@ class Pool:
                 self.progress.epoch(*content)
             else:
                 worker.index = None
+                worker.ending = content[1].status in _LAST
                 self._take(*content)
 
     def _take(self, index: int, outcome: Outcome) -> None:
@@ -216,7 +219,7 @@ class Pool:
             self.stillborn += 1
             if self.stillborn >= ATTEMPTS:
                 raise Misuse(f"worker processes {_death(worker.process.exitcode)} while starting; see {self.log}.")
-        if sum(other.index is None for other in self.workers) < len(self.waiting):
+        if sum(other.index is None and not other.ending for other in self.workers) < len(self.waiting):
             self._start(worker.device)
 
     def _again(self, index: int, sentence: str) -> None:
@@ -259,9 +262,11 @@ class Pool:
         began, patient = time.monotonic(), self.signals > 0
         if self.signals and any(worker.index is not None for worker in self.workers):
             self.progress.say("Stopping: running runs are saved first. A second signal kills them.")
-        idle = [worker for worker in self.workers if worker.index is None and worker.ready]
-        for worker in idle:
-            worker.connection.close()  # all of them before waiting for any
+        idle = [worker for worker in self.workers if worker.index is None]
+        for worker in idle:  # all of them before waiting for any
+            worker.connection.close()
+            if not worker.ready:
+                _signal(worker.process, signal.SIGKILL)
         for worker in idle:
             self._bury(worker)
         while self.workers:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
-_SHARE = 0.1  # of all epochs: how often plain output says how far it is
+_PARTS = 10  # how many times plain output says how far it is
 
 
 class Progress:
@@ -31,7 +31,7 @@ class Progress:
         self.settled: set[int] = set()
         self.trained = 0  # epochs that passed before our eyes: a resumed run brings others along
         self.began: float | None = None
-        self.told = 0.0
+        self.told = 0
         self.bar: Bar | None = None
         if self.stream.isatty():
             columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
@@ -98,8 +98,8 @@ class Progress:
     def _moved(self) -> None:
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=sum(self.reached), description=self.describe())
-        elif self.share >= self.told + _SHARE and len(self.settled) < len(self.epochs):
-            self.told = self.share
+        elif (part := int(self.share * _PARTS + 1e-9)) > self.told and len(self.settled) < len(self.epochs):
+            self.told = part
             self.say(f"{self.share:.0%}: {self.describe()}")
 
 

@@ -5,6 +5,7 @@ Torch is imported to evaluate and to rerun only.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import signal
@@ -21,7 +22,7 @@ from results.command import Arguments, collect_runs, say
 from results.plan import composed
 from results.record import STATUSES, Record
 from results.render import ledger as text
-from runner.compose import compose
+from runner.compose import compose, groups
 from runner.errors import Misuse, nearest
 from runner.identity import Config
 from runner.leftovers import SETTLED, Leftover, delete, leftovers, run_directories, wanted
@@ -228,8 +229,21 @@ def _stages(runs: Collection, roots: Iterable[Path]) -> Iterable[Config]:
         if selection.table.kind == "runs":
             for profile in (None, *sorted(profiles)):
                 for slot in selection.slots(profile):
-                    if slot.calibrated:
+                    if slot.calibrated and _may_be_stage(slot.overrides):
                         yield from ({**composed(slot), "seed": seed} for seed in slot.settings.seeds or ())
+
+
+def _may_be_stage(overrides: Sequence[str]) -> bool:
+    """Whether these overrides can make a stage: asked of the group choices alone, which many cells share."""
+    names = [override.partition("=")[0] for override in overrides]
+    if any(name.split(".")[0] == "start" for name in names):
+        return True
+    return _makes_stage(tuple(o for o, name in zip(overrides, names, strict=True) if name in groups()))
+
+
+@functools.cache
+def _makes_stage(choices: tuple[str, ...]) -> bool:
+    return compose(choices)["start"] is not None
 
 
 def _bytes(size: int) -> str:

@@ -102,7 +102,9 @@ def test_random_positions_come_from_the_given_generator_alone() -> None:
         assert drawn[0] != random_positions(free, count, torch.Generator().manual_seed(6)).tolist()
 
 
-def trained(optimizer_class: type[torch.optim.Optimizer], **options: float) -> tuple[nn.Parameter, torch.optim.Optimizer]:
+def trained(
+    optimizer_class: type[torch.optim.Optimizer], **options: float
+) -> tuple[nn.Parameter, torch.optim.Optimizer]:
     weight = nn.Parameter(torch.arange(1.0, 7.0).view(2, 3))
     optimizer = optimizer_class([weight], lr=0.1, **options)  # type: ignore[call-arg]
     weight.grad = torch.full((2, 3), 2.0)

@@ -199,7 +199,10 @@ def test_trace(
         grads, rng = gaussian(SHAPES, 100 + step), torch.Generator()
         rng.set_state(b.ctx.rng.get_state())
         b.step(grads)
-        pull = [[v + alpha * s for v, s in zip(g.flatten().tolist(), sign, strict=True)] for g, sign in zip(grads, signs, strict=True)]
+        pull = [
+            [v + alpha * s for v, s in zip(g.flatten().tolist(), sign, strict=True)]
+            for g, sign in zip(grads, signs, strict=True)
+        ]
         plain.step(pull)
         std = math.sqrt(2 * 0.02 * temperature[1 + step // 10])
         for w, kept, sign, alive in zip(plain.w, plain.kept, signs, active, strict=True):

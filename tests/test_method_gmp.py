@@ -116,9 +116,7 @@ def test_counts_are_exact_where_largest_remainders_are_not_monotone(bench: Any, 
 
 
 @pytest.mark.parametrize(("allocation", "layer_floor"), [("uniform", 0), ("erk", 0), ("uniform", 4), ("global", 0)])
-def test_trace(
-    bench: Any, plain_sgd: Any, gaussian: Callable[..., Any], allocation: Any, layer_floor: int
-) -> None:
+def test_trace(bench: Any, plain_sgd: Any, gaussian: Callable[..., Any], allocation: Any, layer_floor: int) -> None:
     method = GMP(
         sparsity=0.75, iterations=5, every_epochs=2, start_epoch=1, allocation=allocation, layer_floor=layer_floor
     )

@@ -41,6 +41,9 @@ def play(connection: Connection, log: str) -> None:
             file.write(f"{index} {act}\n")
         if act == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if act == "fail":
+            connection.send(("done", index, Outcome("failed", "unforeseen")))
+            return
         if act in ("save", "cling"):
             connection.send(("epoch", index, 1, 0.0))
             while act == "cling" or not stop.asked:
@@ -195,7 +198,7 @@ def test_devices_are_those_that_are_visible(
 
 @pytest.mark.parametrize(
     ("scripts", "code"),
-    [(["completed", "diverged", "held"], 0), (["completed", "refused"], 1), (["failed"], 1), (["save"], 75)],
+    [(["completed", "diverged", "held"], 0), (["completed", "refused"], 1), (["fail", "completed"], 1), (["save"], 75)],
 )
 def test_exit_codes_and_last_words(
     scripts: list[str],
@@ -216,7 +219,8 @@ def test_exit_codes_and_last_words(
     said = capsys.readouterr().out
     assert f"{len(tasks)} run(s) in " in said
     for task, script in zip(tasks, scripts, strict=True):
-        assert (f"\n{script}: {task.name}: " in said) == (script not in ("completed", "save"))
+        status = {"fail": "failed"}.get(script, script)
+        assert (f"\n{status}: {task.name}: " in said) == (script not in ("completed", "save"))
     assert ("The same command goes on from there." in said) == (code == 75)
 
 
@@ -227,12 +231,12 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(tiny: list[str], tmp_pat
     """One worker dies in its run, one retires after an unforeseen error; the third does the rest."""
     from runner.execute import execute
 
-    overrides = [*tiny, "schedule.epochs=24", "trainer.checkpoint_seconds=0"]
+    overrides = [*tiny, "schedule.epochs=40", "trainer.checkpoint_seconds=0"]
     reference = execute(compose([*overrides, f"runs={tmp_path}/reference"]), [])
     task = Task(compose([*overrides, f"runs={tmp_path}/runs"]), tuple(overrides))
     broken = Task({**task.config, "seed": 1}, tuple(overrides))
     broken.path.mkdir(parents=True)
-    (broken.path / "checkpoints").write_text("in the way")
+    (broken.path / "config.yaml").mkdir()  # in the way
     absent = Task(compose(["dataset=mnist", f"data.root={tmp_path}/nowhere", f"runs={tmp_path}/runs"]), ())
     held = Task({**task.config, "seed": 2}, tuple(overrides))
     tasks = [broken, task, absent, held]
@@ -240,18 +244,18 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(tiny: list[str], tmp_pat
     with RunDirectory(held.path).held():
         outcomes = Pool(tasks, 1, progress, tmp_path / "log").run()
     assert [outcomes[index].status for index in range(4)] == ["failed", "completed", "refused", "held"]
-    assert progress.killed is not None
-    assert "fetch" in str(outcomes[2].reason) or "nowhere" in str(outcomes[2].reason)
-    assert "checkpoints" in str(outcomes[0].reason)
+    assert f"{task.name} was interrupted: its worker died of SIGKILL" in progress.text.getvalue()
+    assert f"{tmp_path}/nowhere" in str(outcomes[2].reason)
+    assert "config.yaml" in str(outcomes[0].reason)
     lines = [json.loads(line) for line in (task.path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == list(range(1, 25))
+    assert [line["epoch"] for line in lines] == list(range(1, 41))
     for name, value in reference["final"].items():
         assert name.startswith("time/") or outcomes[1].final[name] == value
     assert "(log: " in "".join(conclusion(tasks, outcomes, 1.0))
 
 
 class Killing(Loud):
-    """Kills the worker at its third epoch of task `victim`."""
+    """Kills the worker at its second epoch of task `victim`."""
 
     def __init__(self, tasks: Sequence[Task], victim: int) -> None:
         super().__init__(tasks)
@@ -260,7 +264,7 @@ class Killing(Loud):
 
     def epoch(self, index: int, epoch: int, seconds: float) -> None:
         super().epoch(index, epoch, seconds)
-        if index == self.victim and epoch == 3 and self.killed is None:
+        if index == self.victim and epoch == 2 and self.killed is None:
             (worker,) = multiprocessing.active_children()
             assert worker.pid is not None
             self.killed = worker.pid

@@ -167,7 +167,13 @@ def test_stretch_by_one_changes_nothing() -> None:
 
 
 def test_whole_epochs_are_never_fewer_than_one() -> None:
-    assert [whole_epochs(e, f) for e, f in ((100, 0.001), (40, 0.02), (100, 0.1), (25, 0.1), (3, 2))] == [1, 1, 10, 3, 6]
+    assert [whole_epochs(e, f) for e, f in ((100, 0.001), (40, 0.02), (100, 0.1), (25, 0.1), (3, 2))] == [
+        1,
+        1,
+        10,
+        3,
+        6,
+    ]
 
 
 @given(st.integers(1, 6), st.integers(0, 10**6), st.sampled_from([0.01, 0.02, 0.1, 0.25, 0.5, 0.9, 1.5, 3]))

@@ -1,0 +1,65 @@
+"""The README's commands run as written, and what it shows is what the commands give."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+PYTHON = [command for command in COMMANDS if command.startswith("python ")]
+
+
+def test_every_command_is_a_make_target_or_a_python_command() -> None:
+    assert len(PYTHON) >= 8
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for command in set(COMMANDS) - set(PYTHON):
+        words = command.split()
+        assert words[0] == "make" and set(words[1:]) <= set(targets), command
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One runs root for all commands, as a newcomer who types them one after the other has."""
+    folder = tmp_path_factory.mktemp("readme")
+    return {"REGROW_RUNS": str(folder / "runs"), "PYTHONPATH": str(ROOT), "folder": str(folder)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", PYTHON)
+def test_the_command_runs_as_written(command: str, places: dict[str, str]) -> None:
+    words = shlex.split(command)
+    if "--out" in words:  # the clone stays clean
+        words[words.index("--out") + 1] = places["folder"] + "/out"
+    done = subprocess.run(
+        [sys.executable, *words[1:]], cwd=ROOT, env=os.environ | places, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_pictures_and_files_that_it_names_exist() -> None:
+    for path in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_measured_table_is_the_one_its_records_give() -> None:
+    """The table printed in the README is regenerated, not written by hand."""
+    done = subprocess.run(
+        [sys.executable, "scripts/make_tables.py", "dsr/lenet_mnist", "--runs", "results/logged"],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(rows) == 8
+    for row in rows:
+        assert row in README
