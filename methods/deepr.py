@@ -67,9 +67,10 @@ class DeepR(Static):
         for index, weight in enumerate(self.mask.weights):
             flat, sign, active = weight.view(-1), self.signs[index].view(-1), self.active[index]
             noise = torch.randn(active.numel(), generator=ctx.rng).to(flat)
-            value = flat[active].add_(noise, alpha=std)
-            flat[active] = value
-            dead = (value * sign[active] < 0).nonzero().view(-1)
+            # index_select and index_copy_: several times faster than indexing, in every step.
+            value = flat.index_select(0, active).add_(noise, alpha=std)
+            flat.index_copy_(0, active, value)
+            dead = (value * sign.index_select(0, active) < 0).nonzero().view(-1)
             if dead.numel():
                 self._rewire(index, dead, ctx)
 

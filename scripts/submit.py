@@ -110,7 +110,7 @@ class Missing:
         identity = key(config), config["seed"]
         try:
             summary = RunDirectory(path).summary() or {}
-        except Misuse as error:
+        except (Misuse, OSError) as error:
             self._note(str(error))
             return "blocked"
         status = {"completed": "complete"}.get(summary.get("status", ""), summary.get("status", ""))
@@ -184,6 +184,9 @@ def _submit(options: Any) -> int:
         [given.input_line or "" for given in parse(overrides) if given.key_or_group.split(".")[0] in MACHINE]
     )
     place = cluster(site["cluster"])
+    root = Path(site["runs"])
+    if root.exists() and not root.is_dir():
+        raise Misuse(f"{root} is a file; the runs root is a folder.")
     if options.wait and isinstance(place, Slurm):
         raise Misuse("--wait is for local runs; leave it out, and follow SLURM's queue with squeue.")
     if isinstance(place, Slurm) and not options.dry_run and shutil.which("sbatch") is None:

@@ -45,7 +45,7 @@ MADE = {
     "set10": ("method=set", "seed=10"),
     "wide": ("method=set", "method.sparsity=0.5", "seed=1"),
     "child": ("method=compressed", *STAGE),
-    "diverged": ("method=static", "schedule.lr=1e30"),
+    "diverged": ("method=static", "schedule.lr=1e30", "trainer.checkpoint_seconds=0"),
 }
 
 
@@ -380,7 +380,7 @@ def test_evaluate_needs_the_last_checkpoint(root: Path, tmp_path: Path, call: Ca
     )
     shutil.rmtree(path / "checkpoints")
     assert "has no readable checkpoint" in call("evaluate", path)[2]
-    call("pack", key_of("set1"), "seed1", "--out", tmp_path / "logged")
+    call("pack", key_of("set1"), "seed10", "--out", tmp_path / "logged")
     (packed,) = (tmp_path / "logged").rglob(f"*{key_of('set1')}/*.json")
     assert call("evaluate", packed)[::2] == (
         2,

@@ -1,0 +1,520 @@
+"""Submission: what is missing and what that needs, frozen configurations, exit codes, local pools and SLURM arrays."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results.collect import write_packed
+from runner import pool, submission
+from runner.compose import compose
+from runner.errors import Misuse
+from runner.identity import key, parent_config, run_dir
+from runner.records import RunDirectory
+from runner.submission import CODES, Slurm, Task, array_script, freeze, hold, levels, load, new_folder, queued, ranges
+from scripts import submit
+
+ROOT = Path(__file__).resolve().parents[1]
+# Milliseconds a run, whatever the experiment; a stage's parent does not inherit its child's schedule.
+SMALL = ("dataset=synthetic", "dataset.shape=[1,4,4]", "dataset.train_size=36", "dataset.test_size=12")
+SMALL += ("model.hidden=[20,10]",)
+CELLS = ("demo/digits/set", "--seeds", "0,1", "schedule.epochs=8", "schedule.lr=0.2", *SMALL)
+STAGES = ("dsr/lenet_mnist/compressed/s80", "dsr/lenet_mnist/compressed/s90", "dsr/lenet_mnist/compressed/s95")
+STAGES += ("--seeds", "0", "--profile", "smoke", *SMALL)
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """The command line with an empty runs root and no packed records: (exit code, output, errors)."""
+    monkeypatch.setattr(submit, "LOGGED", tmp_path / "logged")
+    monkeypatch.setenv("REGROW_RUNS", str(tmp_path / "runs"))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = submit.main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """The process's signal handlers, put back afterwards."""
+    kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+    before = {kind: signal.getsignal(kind) for kind in kinds}
+    yield
+    for kind, handler in before.items():
+        signal.signal(kind, handler)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH whose sbatch, squeue and scontrol note their arguments in a file and answer what stands in others."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    for name in ("sbatch", "squeue", "scontrol"):
+        command = folder / name
+        command.write_text(
+            "#!/bin/bash\n"
+            f'echo "{name} $*" >> {folder}/calls\n'
+            f'[ ! -e {folder}/{name}.fails ] || {{ echo "error: {name} fails" >&2; exit 1; }}\n'
+            f'[ "{name}" != sbatch ] || echo $((700 + $(grep -c ^sbatch {folder}/calls)))\n'
+            f"cat {folder}/{name}.answer 2>/dev/null\nexit 0\n"
+        )
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def listed(output: str) -> list[str]:
+    """The run directories that a dry run prints."""
+    return [line.split()[0] for line in output.splitlines() if "/seed" in line]
+
+
+def run(path: str | Path, overrides: Sequence[str]) -> RunDirectory:
+    """Really execute a run; `path` is where it should be."""
+    from runner.execute import execute
+
+    config = compose(overrides)
+    assert run_dir(config["runs"], config) == Path(path)
+    assert execute(config, list(overrides))["status"] == "completed"
+    return RunDirectory(path)
+
+
+def overrides_of(output: str) -> list[list[str]]:
+    """The overrides that a dry run prints, run by run."""
+    import shlex
+
+    return [shlex.split(line)[1:] for line in output.splitlines() if "/seed" in line]
+
+
+# What is missing
+
+
+def test_a_dry_run_lists_what_is_missing_and_writes_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys; from scripts import submit; code = submit.main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules and 'pandas' not in sys.modules; sys.exit(code)"
+    )
+    arguments = ["demo/digits", "--dry-run", "--cluster", "slurm", "--runs", str(tmp_path / "a b")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("18 cell(s), 48 run(s): 48 to do.\n")
+    assert len(listed(done.stdout.replace("a b", "ab"))) == 48
+    assert f"#SBATCH --output={tmp_path}/a b/submissions/" in done.stdout
+    assert f"job0=$(sbatch --parsable --array=0-47%16 '{tmp_path}/a b/submissions/" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    helped = subprocess.run(
+        [sys.executable, "-c", code.replace("submit.main(sys.argv[1:])", "0; submit._parser().format_help()")],
+        cwd=ROOT,
+        check=False,
+    )
+    assert helped.returncode == 0
+
+
+def test_only_what_is_missing_is_listed(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, output, _ = call(*CELLS, "--dry-run")
+    paths, overrides = listed(output), overrides_of(output)
+    assert code == 0 and len(paths) == 6 == len(set(paths))
+    assert all(path.startswith(f"{tmp_path}/runs/synthetic/lenet_300_100/set/") for path in paths)
+    assert "Note: these overrides make other runs than those of the cells" in output
+
+    run(paths[0], overrides[0])  # completed
+    RunDirectory(paths[1]).finish({"status": "diverged"})
+    write_packed(run(paths[2], overrides[2]).path, tmp_path / "logged")
+    shutil.rmtree(paths[2])  # of which only the packed record is left
+    RunDirectory(paths[3]).finish({"status": "failed"})
+    Path(paths[4], "checkpoints").mkdir(parents=True)
+    with RunDirectory(paths[5]).held():
+        code, output, _ = call(*CELLS, "--dry-run")
+    assert listed(output) == paths[3:5]
+    assert (
+        "3 cell(s), 6 run(s): 2 complete, 1 diverged, 1 running, 2 to do (1 interrupted before, 1 failed before)."
+        in (output)
+    )
+    assert listed(call(*CELLS, "--dry-run")[1]) == paths[3:]
+
+
+def test_runs_of_a_submission_under_way_are_queued(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = call(*CELLS, "--dry-run")[1]
+    tasks = [Task(compose(overrides), tuple(overrides)) for overrides in overrides_of(output)]
+    folder = new_folder(tmp_path / "runs")
+    with hold(folder):
+        freeze(folder, tasks[:4], {})
+        assert queued(tmp_path / "runs") == {task.identity for task in tasks[:4]}
+        assert listed(call(*CELLS, "--dry-run")[1]) == [str(task.path) for task in tasks[4:]]
+    assert queued(tmp_path / "runs") == set()
+
+
+def test_a_damaged_summary_is_told_and_left_alone(call: Callable[..., tuple[int, str, str]]) -> None:
+    path = Path(listed(call(*CELLS, "--dry-run")[1])[0])
+    path.mkdir(parents=True)
+    (path / "summary.json").write_text("{")
+    code, output, errors = call(*CELLS, "--dry-run")
+    assert code == 0 and len(listed(output)) == 5 and "1 blocked" in output
+    assert errors.count(f"{path}/summary.json is not readable") == 1
+
+
+def test_seeds_profile_and_limit_choose_runs(call: Callable[..., tuple[int, str, str]]) -> None:
+    output = call("demo/digits/set", "--seeds", "7", "--profile", "smoke", "--dry-run", "--limit", "2")[1]
+    assert [Path(path).name for path in listed(output)] == ["seed7", "seed7"]
+    assert "3 cell(s), 3 run(s): 3 to do.\nOf these the first 2.\n" in output
+    assert "Note" not in output
+    assert all("profile=smoke" in overrides for overrides in overrides_of(output))
+
+
+def test_a_parent_is_run_once_and_before_its_children(call: Callable[..., tuple[int, str, str]]) -> None:
+    output = call(*STAGES, "--dry-run")[1]
+    paths = listed(output)
+    assert [Path(path).parents[1].name for path in paths] == ["dense", "compressed", "compressed", "compressed"]
+    assert "1 run(s) more are parents of these" in output
+    configs = [compose(overrides) for overrides in overrides_of(output)]
+    for path, config in zip(paths, configs, strict=True):
+        assert run_dir(config["runs"], config) == Path(path)
+    parents = [parent_config(config) for config in configs]
+    assert [parent and key(parent) for parent in parents] == [None, *[key(configs[0])] * 3]
+    # A limit counts parents, and never cuts a child off its parent.
+    assert listed(call(*STAGES, "--dry-run", "--limit", "2")[1]) == paths[:2]
+
+
+def test_parents_must_have_weights(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    output = call(*STAGES, "--dry-run")[1]
+    paths, overrides = listed(output), overrides_of(output)
+    parent = run(paths[0], overrides[0])
+    assert listed(call(*STAGES, "--dry-run")[1]) == paths[1:]
+
+    shutil.rmtree(parent.checkpoints)
+    code, output, errors = call(*STAGES, "--dry-run")
+    assert code == 0 and listed(output) == [] and "3 run(s): 3 blocked, 0 to do." in output
+    assert f"its parent {parent.path} is complete but has no checkpoint; delete that directory" in errors
+
+    write_packed(parent.path, tmp_path / "logged")
+    shutil.rmtree(parent.path)
+    assert listed(call(*STAGES, "--dry-run")[1]) == paths  # a packed record has no weights
+
+    parent.finish({"status": "diverged"})
+    _, output, errors = call(*STAGES, "--dry-run")
+    assert listed(output) == [] and f"its parent {parent.path} has diverged" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "say what to submit"),
+        (["demo/digts"], "There is no table 'demo/digts'. Did you mean 'demo/digits'?"),
+        (["demo/digits/set/s99"], "has no column 's99'"),
+        (["demo/digits", "--cluster", "slrum"], "there is no cluster 'slrum'. Did you mean 'slurm'?"),
+        (["demo/digits", "--seeds", "0,x"], "--seeds 0,x should be different whole numbers"),
+        (["demo/digits", "--seeds", "1,1"], "--seeds 1,1 should be different whole numbers"),
+        (["demo/digits", "--seeds=-1"], "--seeds -1 should be different whole numbers"),
+        (["demo/digits", "--limit", "0"], "--limit 0 should be a whole number, 1 or above"),
+        (["demo/digits", "--limit", "many"], "--limit many should be"),
+        (["demo/digits", "--profile", "smok"], "There is no profile 'smok'. Did you mean 'smoke'?"),
+        (["demo/digits", "seed=3"], "seed=3: use --seeds here"),
+        (["demo/digits", "profile=smoke"], "profile=smoke: use --profile here"),
+        (["demo/digits", "cluster.workers=0"], "cluster.workers = 0 should be in the range 1 <= x"),
+        (["demo/digits", "--cluster", "slurm", "cluster.mem=8 G"], "cluster.mem = '8 G' should be one word"),
+        (["demo/digits", "--cluster", "slurm", "--wait"], "--wait is for local runs"),
+        (["demo/digits", "--fast"], "--fast"),
+        (["demo/digits/set", "method.sparsty=0.5"], "there is no option 'method.sparsty'"),
+        (["demo/digits/set", "method.sparsity=1.2"], "method.sparsity = 1.2 should be in the range 0 <= x < 1"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_start_nothing(
+    arguments: list[str], sentence: str, call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code, _, errors = call(*arguments)
+    assert code == 2
+    assert sentence in errors and errors.count("\n") == 1 and "Traceback" not in errors
+    assert not (tmp_path / "runs").exists()
+
+
+def test_hyperparameter_tables_have_nothing_to_run(call: Callable[..., tuple[int, str, str]]) -> None:
+    code, output, _ = call("dsr/table4")
+    assert code == 0
+    assert output == ("dsr/table4 is read from the configurations: it has nothing to run.\nNothing to do.\n")
+
+
+def test_a_runs_root_that_cannot_be_written_is_one_sentence(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, errors = call(*CELLS, "--runs", str(tmp_path / "file"))
+    assert code == 2 and f"{tmp_path}/file is a file; the runs root is a folder." in errors
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "submissions").write_text("in the way")
+    code, _, errors = call(*CELLS)
+    assert code == 2 and "cannot be written: " in errors and errors.count("\n") == 1
+
+
+# Frozen submissions
+
+
+def test_tasks_come_back_as_they_were_frozen(tiny: list[str], tmp_path: Path) -> None:
+    tasks = [Task(compose([*tiny, f"seed={seed}"]), (*tiny, f"seed={seed}"), (0,) * seed) for seed in (0, 1)]
+    file = freeze(new_folder(tmp_path), tasks, {"cluster": {"name": "local"}})
+    assert load(file) == tasks
+    told = submission.facts(file.parent)
+    assert told["tasks"] == 2 and told["cluster"] == {"name": "local"} and "commit" in told["git"]
+    assert submission.moved(file.parent) is None
+    told["git"]["commit"] = "0" * 40
+    (file.parent / "submission.json").write_text(json.dumps(told))
+    moved = submission.moved(file.parent)
+    assert (moved is None) == (submission.git_state()["commit"] is None)
+    assert moved is None or moved.startswith("The code has moved from commit 000000000000 to ")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda line: line[: len(line) // 2], "line 1 is not a whole task"),
+        (lambda line: line.replace('"overrides"', '"overides"'), "line 1 is not a whole task"),
+        (lambda line: line.replace('"batch_size": 10', '"batch_size": 11'), "its configuration is run"),
+        (lambda line: line.replace('"after": []', '"after": [0]'), "which are not earlier ones"),
+        (lambda line: "", "holds no tasks"),
+    ],
+)
+def test_a_tasks_file_that_is_not_whole_is_refused(
+    damage: Callable[[str], str], sentence: str, tiny: list[str], tmp_path: Path
+) -> None:
+    file = freeze(tmp_path, [Task(compose(tiny), tuple(tiny))], {})
+    text = damage(file.read_text())
+    assert text != file.read_text()
+    file.write_text(text)
+    with pytest.raises(Misuse, match=sentence):
+        load(file)
+    with pytest.raises(Misuse, match="cannot be read"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_task_names_only_what_a_configuration_may(
+    tiny: list[str], tmp_path: Path, handlers: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = compose([*tiny, f"runs={tmp_path}/runs"])
+    config["model"]["_target_"] = "os.system"
+    file = freeze(tmp_path, [Task(config, ())], {})
+    assert submission.main([str(file), "0"]) == 2
+    assert "model._target_ = 'os.system' should name something in" in capsys.readouterr().out
+
+
+def test_exit_codes_of_one_task(
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    handlers: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All from the frozen file: the overrides in it are nonsense, and composing anything is an error."""
+    parts: list[list[str]] = [[], ["schedule.lr=1e30"], ["seed=1"], ["dataset=mnist"], ["seed=2"]]
+    parts[3] += [f"data.root={tmp_path}/nowhere"]
+    tiny = [*tiny, f"runs={tmp_path}/runs"]
+    tasks = [
+        Task(compose([*(tiny[7:] if part[:1] == ["dataset=mnist"] else tiny), *part]), ("no=thing",)) for part in parts
+    ]
+    (tasks[2].path / "config.yaml").mkdir(parents=True)  # in the way
+    file = freeze(tmp_path, tasks, {})
+    monkeypatch.setattr("runner.compose.compose", lambda overrides: pytest.fail("composed anew"))
+    codes = [submission.main([str(file), str(index)]) for index in range(4)]
+    assert codes == [0, 3, 1, 2]
+    assert RunDirectory(tasks[0].path).summary() is not None
+    assert json.loads((tasks[0].path / "overrides.json").read_text()) == ["no=thing"]
+
+    # A signal that comes while no loop listens reaches the run all the same: saved, and finished the next time.
+    original = submission.Stop.relay
+
+    def relay(stop: submission.Stop) -> None:
+        stop.asked = True
+        original(stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(submission.Stop, "relay", relay)
+        assert submission.main([str(file), "4"]) == 75
+    assert RunDirectory(tasks[4].path).summary() is None
+    assert submission.main([str(file), "4"]) == 0
+    said = capsys.readouterr().out
+    assert "  epoch   1: train/loss" in said and "  completed test/accuracy" in said
+    for wrong in ([str(file)], [str(file), "5"], [str(file), "x"], [str(tmp_path / "nowhere"), "0"]):
+        assert submission.main(wrong) == 2
+    assert capsys.readouterr().err.count("regrow: ") == 4
+
+
+def test_a_task_waits_for_whoever_runs_it(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = Task(compose([*tiny, f"runs={tmp_path}/runs"]), tuple(tiny))
+    file = freeze(tmp_path, [task], {})
+    holder = RunDirectory(task.path).held()
+    holder.__enter__()
+    monkeypatch.setattr(time, "sleep", lambda seconds: holder.__exit__(None, None, None))
+    assert submission.main([str(file), "0"]) == 0
+    assert f"another process is running {task.path}; waiting for it" in capsys.readouterr().out
+
+
+# Local pools
+
+
+def test_a_local_submission_goes_on_by_itself(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """Detached: a parent and its three children; a second submission adds nothing, a third finds them complete."""
+    began = time.monotonic()
+    code, output, errors = call(*STAGES, "cluster.workers=1")
+    assert (code, errors) == (0, "")
+    assert "4 run(s) have begun on 1 worker(s), process " in output
+    (folder,) = (tmp_path / "runs" / "submissions").iterdir()
+    process = int(output.split("process ")[1].split(";")[0])
+    again = call(*STAGES)[1]
+    assert again.endswith("Nothing to do.\n") and listed(again) == []
+    log = folder / "pool.log"
+    while "run(s) in" not in log.read_text() and time.monotonic() < began + 240:
+        time.sleep(0.2)
+    assert "4 run(s) in" in log.read_text() and ": 4 completed." in log.read_text(), log.read_text()
+    while queued(tmp_path / "runs") and time.monotonic() < began + 240:
+        os.waitpid(process, os.WNOHANG) if _is_child(process) else None
+        time.sleep(0.1)
+    assert "3 run(s): 3 complete, 0 to do." in call(*STAGES)[1]
+    summaries = sorted((tmp_path / "runs").rglob("summary.json"))
+    assert len(summaries) == 4
+    assert {json.loads(path.read_text())["status"] for path in summaries} == {"completed"}
+
+
+def _is_child(process: int) -> bool:
+    try:
+        return os.waitpid(process, os.WNOHANG) == (0, 0)
+    except ChildProcessError:
+        return False
+
+
+def test_wait_hands_the_frozen_tasks_to_the_pool(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def execute_all(file: Path, size: int, devices: Sequence[str]) -> int:
+        seen.extend([load(file), size, queued(tmp_path / "runs") == {task.identity for task in load(file)}])
+        return 75
+
+    monkeypatch.setattr(pool, "execute_all", execute_all)
+    code, _, _ = call(*STAGES, "--wait", "cluster.workers=3", "trainer.device=cpu")
+    tasks, size, under_way = seen
+    assert (code, size, under_way) == (75, 3, True)
+    assert [task.after for task in tasks] == [(), (0,), (0,), (0,)]
+    assert queued(tmp_path / "runs") == set()
+
+
+# SLURM
+
+
+def test_a_slurm_submission_is_an_array_of_parents_and_one_of_children(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, site: Path
+) -> None:
+    options = ["cluster.time=01:00:00", "cluster.partition=gpu", "cluster.gpus_per_task=1", "cluster.max_parallel=3"]
+    code, output, errors = call(*STAGES, "--cluster", "slurm", *options, "cluster.setup=[module load python]")
+    assert (code, errors) == (0, "")
+    assert "Job 701: 1 run(s).\nJob 702: 3 run(s), after job 701.\n" in output
+    (folder,) = (tmp_path / "runs" / "submissions").iterdir()
+    assert [line for line in (site / "calls").read_text().splitlines() if line.startswith("sbatch")] == [
+        f"sbatch --parsable --array=0%3 {folder}/array.sh",
+        f"sbatch --parsable --dependency=afterok:701 --kill-on-invalid-dep=yes --array=1-3%3 {folder}/array.sh",
+    ]
+    script = (folder / "array.sh").read_text().splitlines()
+    for line in ("time=01:00:00", "partition=gpu", "gpus-per-task=1", "mem=8G", "cpus-per-task=4", "signal=B:USR1@90"):
+        assert f"#SBATCH --{line}" in script
+    assert script[0] == "#!/bin/bash" and "#SBATCH --requeue" in script and "module load python" in script
+    assert not any("account" in line for line in script)
+    assert 'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"' in "\n".join(script)
+    jobs = submission.facts(folder)["jobs"]
+    assert jobs == [{"id": "701", "tasks": [0]}, {"id": "702", "tasks": [1, 2, 3]}]
+
+    # While SLURM lists them they are not submitted again; then they are.
+    (site / "squeue.answer").write_text("701 0\n702 1\n702 2\n702 3\n44 N/A\n")
+    assert call(*STAGES, "--cluster", "slurm")[1].endswith("Nothing to do.\n")
+    (site / "squeue.answer").write_text("702 1\n702 3\n")
+    output = call(*STAGES, "--cluster", "slurm", "--dry-run")[1]
+    assert [Path(path).parents[1].name for path in listed(output)] == ["dense", "compressed"]
+    (site / "squeue.fails").touch()
+    assert len(listed(call(*STAGES, "--cluster", "slurm", "--dry-run")[1])) == 4
+
+
+def test_what_sbatch_refuses_is_one_sentence(
+    call: Callable[..., tuple[int, str, str]], site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (site / "sbatch.fails").touch()
+    code, _, errors = call(*STAGES, "--cluster", "slurm")
+    assert code == 2 and "array.sh: error: sbatch fails." in errors and errors.count("\n") == 1
+
+
+def test_without_sbatch_nothing_is_written(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, _, errors = call(*STAGES, "--cluster", "slurm")
+    assert code == 2 and "there is no sbatch on this machine" in errors
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_array_script_executes_its_task(tiny: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "sub mission"
+    tasks = [Task(compose([*tiny, "runs=runs", f"seed={seed}"]), tuple(tiny)) for seed in (0, 1)]
+    freeze(folder, tasks, {})
+    done = run_script(folder, tmp_path, 1)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / tasks[1].path / "summary.json").exists()  # relative to where it was submitted
+    assert not (tmp_path / tasks[0].path).exists()
+    assert done.stdout.startswith(f"{tasks[1].name}: runs/")
+    assert "cpus 4" in done.stdout
+
+
+def run_script(folder: Path, cwd: Path, index: int, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run the array script as SLURM would run task `index`."""
+    slurm = Slurm(time=1, cpus_per_task=4, max_parallel=1, setup=["trap 'echo cpus $SRUN_CPUS_PER_TASK' EXIT"])
+    script = folder / "array.sh"
+    script.write_text(array_script(folder, slurm, cwd))
+    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_JOB_ID": "9"}
+    environment["SLURM_CPUS_PER_TASK"] = "4"
+    return subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False, **more)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "requeued"),
+    [("USR1", 75, True), ("USR1", 138, True), ("TERM", 75, False), ("USR1", 0, False), ("none", 3, False)],
+)
+def test_the_array_script_forwards_signals_and_queues_again(
+    kind: str, code: int, requeued: bool, tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for Python that signals its parent, the script, and takes a while to save."""
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/bash\n"
+        f"trap 'echo got USR1; sleep 0.3; exit {code}' USR1\ntrap 'echo got TERM; sleep 0.3; exit {code}' TERM\n"
+        f"[ {kind} != none ] || exit {code}\n"
+        f"kill -{kind} $PPID\nfor i in {{1..400}}; do sleep 0.05; done\nexit 99\n"
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    done = run_script(tmp_path, tmp_path, 3)
+    assert done.returncode == code
+    assert (f"got {kind}" in done.stdout) == (kind != "none")
+    calls = (site / "calls").read_text().splitlines() if (site / "calls").exists() else []
+    assert calls == (["scontrol requeue 9_3"] if requeued else [])
+
+
+def test_levels_and_ranges() -> None:
+    config = compose()
+    tasks = [Task({**config, "seed": seed}, (), after) for seed, after in enumerate([(), (0,), (), (1, 2), (2,)])]
+    assert levels(tasks) == [[0, 2], [1, 4], [3]]
+    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+    assert ranges([4]) == "4"
+    assert CODES["interrupted"] == 75
