@@ -33,7 +33,13 @@ def test_a_method_gets_its_papers_values_only_under_the_papers_experiment() -> N
     [
         ["experiment=dsr/lenet_mnist", "method=dsr", "method.sparsity=0.95", "schedule.optimizer.momentum=0.8"],
         ["method=set", "model=lenet_300_100", "model.hidden=[20,10]", "seed=4"],
-        ["experiment=demo/digits", "method=gmp", "dataset.mean=[0.1]", 'schedule.lr="1:40 -> 0.3"', "task=classification"],
+        [
+            "experiment=demo/digits",
+            "method=gmp",
+            "dataset.mean=[0.1]",
+            'schedule.lr="1:40 -> 0.3"',
+            "task=classification",
+        ],
     ],
 )
 def test_composition_equals_a_full_hydra_compose(overrides: list[str]) -> None:
@@ -82,7 +88,10 @@ def test_bad_overrides_get_one_sentence(override: str, sentence: str) -> None:
         (["schedule.lr=-0.1"], "schedule.lr = -0.1 should be"),
         (["schedule.optimizer.momentm=0.9"], "is no"),
         (["schedule.warmup_epochs=40"], "schedule.warmup_epochs = 40 should be below schedule.epochs"),
-        (["schedule.optimizer._target_=os.system"], "schedule.optimizer._target_ = 'os.system' should name something in"),
+        (
+            ["schedule.optimizer._target_=os.system"],
+            "schedule.optimizer._target_ = 'os.system' should name something in",
+        ),
         (["method._target_=methods.set.SETT"], "cannot be found"),
         (["precision=fp8"], "precision = 'fp8' should be fp32, bf16 or fp16"),
         (["seed=-1"], "seed = -1 should be a whole number"),

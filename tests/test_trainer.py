@@ -194,7 +194,9 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, method: str) -> None:
 
 def test_a_signal_saves_and_the_exit_code_says_requeue_me(tmp_path: Path) -> None:
     given = [*TINY, "schedule.epochs=4000", f"runs={tmp_path}"]
-    child = subprocess.Popen([sys.executable, "-m", "runner", *given], cwd=CONF.parent, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "runner", *given], cwd=CONF.parent, stdout=subprocess.PIPE, text=True
+    )
     assert child.stdout is not None
     path = Path(child.stdout.readline().strip())
     child.stdout.readline()  # one epoch has passed
