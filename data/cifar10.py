@@ -28,6 +28,7 @@ _TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
 
 Part = tuple[Tensor, Tensor]
 Pad = Annotated[int, "0 <= x <= 31"]
+Count = Annotated[int, "1 <= x"]
 
 
 def cifar10(
@@ -39,7 +40,7 @@ def cifar10(
     pad: Pad = 4,
     pad_mode: PadMode = "reflect",
     flip: bool = True,
-    train_subset: int | None = None,
+    train_subset: Count | None = None,
 ) -> Images:
     """The exact 50,000 training and 10,000 test images of shape (3, 32, 32), 10 classes.
 
@@ -68,7 +69,7 @@ def cifar10_jpeg(
     pad: Pad = 4,
     pad_mode: PadMode = "reflect",
     flip: bool = True,
-    train_subset: int | None = None,
+    train_subset: Count | None = None,
 ) -> Images:
     """JPEG copies of the 60,000 images: the same classes and split as `cifar10`, other pixels.
 

@@ -17,7 +17,7 @@ def digits(
     test_every: Annotated[int, "2 <= x"],
     mean: list[float],
     std: list[float],
-    train_subset: int | None = None,
+    train_subset: Annotated[int, "1 <= x"] | None = None,
 ) -> Images:
     """Images of shape (1, 8, 8), pixel values 0 to 16, 10 classes. Every `test_every`-th sample is for testing."""
     from sklearn.datasets import load_digits

@@ -6,11 +6,13 @@ import gzip
 import hashlib
 import struct
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.base import absent, fetch_command
 from data.images import Images
 from data.sources import SOURCES
 
@@ -21,7 +23,7 @@ def mnist(
     digest: str | None,
     mean: list[float],
     std: list[float],
-    train_subset: int | None = None,
+    train_subset: Annotated[int, "1 <= x"] | None = None,
 ) -> Images:
     """60,000 training and 10,000 test images of shape (1, 28, 28), 10 classes.
 
@@ -50,10 +52,7 @@ def read_idx(path: Path, md5: str | None, root: str) -> Tensor:
     try:
         packed = path.read_bytes()
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path} is absent: the data root is {root!r}; set data.root or REGROW_DATA to where the data are, "
-            f"or fetch them with: python scripts/fetch_data.py mnist --root {root}"
-        ) from None
+        raise absent(path, root, fetch_command("mnist", root)) from None
     try:
         raw = gzip.decompress(packed)
     except (OSError, EOFError) as error:

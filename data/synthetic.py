@@ -19,7 +19,7 @@ def synthetic(
     train_size: Count,
     test_size: Count,
     data_seed: int = 0,
-    train_subset: int | None = None,
+    train_subset: Annotated[int, "1 <= x"] | None = None,
 ) -> Images:
     """Uniform noise; labels depend on nothing. A fixed function of its arguments."""
     rng = torch.Generator().manual_seed(data_seed)

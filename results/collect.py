@@ -111,6 +111,8 @@ def _record_paths(root: Path, problems: list[Problem]) -> Iterator[Path]:
 
     for folder, subfolders, files in os.walk(root, onerror=report):
         subfolders.sort()
+        if Path(folder) == root:  # a repetition is no second run of the tables', and frozen tasks are no runs
+            subfolders[:] = [name for name in subfolders if name not in ("rerun", "submissions")]
         if SEED_DIRECTORY.fullmatch(Path(folder).name):
             subfolders.clear()  # checkpoints
             yield Path(folder)

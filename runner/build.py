@@ -45,9 +45,19 @@ def locate(target: Any, path: str) -> Callable[..., Any]:
         raise Misuse(f"{path}._target_ = {target!r} should name something in {', '.join(OWN + LIBRARIES)}.")
     module, _, name = target.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise Misuse(f"{path}._target_ = {target!r} cannot be found: {error}.") from error
+    # Neither what a module merely imports nor our functions that are no builders: a builder takes keywords only.
+    ours = f"{getattr(found, '__module__', None)}.".startswith(OWN + LIBRARIES)
+    if not callable(found) or not ours or (target.startswith(OWN) and not _takes_keywords_only(found)):
+        raise Misuse(f"{path}._target_ = {target!r} is nothing that a configuration may build.")
+    return found
+
+
+def _takes_keywords_only(target: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(target).parameters.values()
+    return all(parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD) for parameter in parameters)
 
 
 def _arguments(section: Mapping[str, Any], target: Callable[..., Any]) -> dict[str, Any]:

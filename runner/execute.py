@@ -6,7 +6,6 @@ import logging
 import math
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,26 +30,26 @@ class ParentFailed(Misuse):
     """A stage's parent failed or diverged."""
 
 
-def execute(config: Config, overrides: list[str], progress: Progress | None = None) -> dict[str, Any]:
+def execute(
+    config: Config, overrides: list[str], progress: Progress | None = None, weights: bool = False
+) -> dict[str, Any]:
     """Run a configuration to its end and return its summary; a completed or diverged run is not repeated.
 
-    Misuse for bad input, `ParentFailed` when a parent has no weights to start from, `Interrupted` after a signal.
-    Any other exception is recorded as status `failed` and raised again.
+    With `weights`, a completed run whose checkpoint has been deleted is repeated: a stage needs it. Misuse for bad input,
+    `ParentFailed` when a parent has no weights to start from, `Interrupted` after a signal. Any other exception is
+    recorded as status `failed` and raised again.
     """
     validate(config)
     directory = RunDirectory(run_dir(config["runs"], config))
-    summary = directory.summary()
-    if summary and summary["status"] in ("completed", "diverged"):
+    if summary := _finished(directory, weights):
         return summary
     parent = _parent(config, progress)
     with directory.held(), _log_to(directory.path / "log.txt"), _signals() as stop:
         # Another process may have finished it while this one waited for the parent.
-        summary = directory.summary()
-        if summary and summary["status"] in ("completed", "diverged"):
+        if summary := _finished(directory, weights):
             return summary
-        started = time.monotonic()
         began = datetime.now(UTC).isoformat(timespec="seconds")
-        frame = {"key": key(config), "seed": config["seed"], "started": began, "parent": parent and parent[0]}
+        frame = {"key": key(config), "seed": config["seed"], "started": began, "parent": parent[0] if parent else None}
         try:
             experiment = make(config)
             directory.begin(config, overrides, describe(str(experiment.device), experiment.settings.threads))
@@ -69,10 +68,20 @@ def execute(config: Config, overrides: list[str], progress: Progress | None = No
             reason = f"{type(error).__name__}: {error}"
             directory.finish({**frame, "status": "failed", "reason": reason, "ended": _now()})
             raise
-        summary = {**frame, **_summarise(trainer, history), "ended": _now(), "wall_s": time.monotonic() - started}
+        summary = {**frame, **_summarise(trainer, history), "ended": _now(), "wall_s": _wall(history)}
         directory.finish(summary)
         logger.finish(summary)
         return summary
+
+
+def _finished(directory: RunDirectory, weights: bool) -> dict[str, Any] | None:
+    """The summary of a run that is not to be repeated."""
+    summary = directory.summary()
+    if summary is None or summary["status"] not in ("completed", "diverged"):
+        return None
+    if weights and summary["status"] == "completed" and checkpoint.load(directory.checkpoints) is None:
+        return None
+    return summary
 
 
 def _both(first: Progress, second: Progress | None) -> Progress:
@@ -90,7 +99,7 @@ def _parent(config: Config, progress: Progress | None) -> tuple[dict[str, Any], 
     if parent is None:
         return None
     path = run_dir(config["runs"], parent)
-    summary = execute(parent, config["start"]["overrides"], progress)
+    summary = execute(parent, config["start"]["overrides"], progress, weights=True)
     if summary["status"] != "completed":
         raise ParentFailed(f"the parent run {path} has {summary['status']}; a stage needs its weights.")
     return {"key": key(parent), "seed": parent["seed"]}, path
@@ -136,6 +145,11 @@ def verdict(final: dict[str, Any], experiment: Experiment) -> tuple[str, str | N
     if loss >= chance:
         return "diverged", f"the final training loss {loss:.4f} is no better than chance ({chance:.4f})"
     return "completed", None
+
+
+def _wall(history: list[dict[str, Any]]) -> float:
+    """Seconds spent on the epochs, whatever processes they were spent in."""
+    return sum(line["time/epoch_s"] for line in history)
 
 
 def _now() -> str:

@@ -90,7 +90,7 @@ def make(config: Config) -> Experiment:
     reset(settings)
     try:
         data: Dataset = build(config["dataset"], "dataset", root=str(config["data"]["root"]))
-    except FileNotFoundError as error:
+    except OSError as error:
         raise Misuse(f"{error}.") from None
     task = build(config["task"], "task", num_classes=data.num_classes)
     torch.manual_seed(derive(config["seed"], "model"))

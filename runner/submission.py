@@ -298,7 +298,7 @@ def array_script(folder: Path, site: Slurm, cwd: str | Path) -> str:
     """
     options = {
         "job-name": "regrow",
-        "output": folder / "%A_%a.log",
+        "output": shlex.quote(str(folder / "%A_%a.log")),
         "open-mode": "append",
         "ntasks": 1,
         "cpus-per-task": site.cpus_per_task,

@@ -71,13 +71,11 @@ class Trainer:
             self.e.method.begin(self.ctx)
             if self.adopted is not None:
                 self.e.method.adopt(self.adopted)
-        while self.ctx.epoch <= self.e.schedule.epochs:
+        while self.ctx.epoch <= self.e.schedule.epochs and not self.broken:
             self.train_epoch()
             self.ctx.epoch += 1
             self.batch = 0
-            self.save(due=self.ctx.epoch > self.e.schedule.epochs)
-            if self.broken:
-                break
+            self.save(due=self.ctx.epoch > self.e.schedule.epochs or self.broken)
         return self.history
 
     @property
@@ -94,8 +92,10 @@ class Trainer:
             e.method.on_epoch(ctx)
         self.net.train()
         while self.batch < ctx.steps_per_epoch:
-            start = self.batch * e.schedule.batch_size
-            self.step(order[start : start + e.schedule.batch_size])
+            size = e.schedule.batch_size
+            start = self.batch * size
+            self.read_ahead(order[start + size : start + 2 * size])
+            self.step(order[start : start + size])
             self.batch += 1
             ctx.step += 1
             if self.stop():
@@ -116,6 +116,14 @@ class Trainer:
         if self.progress is not None:
             self.progress(line)
 
+    def read_ahead(self, indices: Tensor) -> None:
+        """Tell the dataset of the batch after this one, so that a streaming one reads while this one trains."""
+        for part, chunk in enumerate(indices.chunk(self.e.schedule.accumulate)):
+            self.e.data.expect(chunk, self.augmentation_seed(self.ctx.step + 1, part))
+
+    def augmentation_seed(self, step: int, part: int) -> int:
+        return derive(self.e.seed, "augment", step, part)
+
     def step(self, indices: Tensor) -> None:
         """One optimizer step on one global batch."""
         e, ctx, method = self.e, self.ctx, self.e.method
@@ -125,7 +133,7 @@ class Trainer:
         method.before_forward(ctx)
         self.optimizer.zero_grad(set_to_none=True)
         for part, chunk in enumerate(indices.chunk(e.schedule.accumulate)):
-            batch = e.data.batch(chunk, derive(e.seed, "augment", ctx.step, part))
+            batch = e.data.batch(chunk, self.augmentation_seed(ctx.step, part))
             with self.autocast():
                 loss, sums = e.task.loss(self.net, batch)
                 if (penalty := method.penalty(ctx)) is not None:

@@ -174,6 +174,8 @@ def _result(record: Record) -> dict[str, Any]:
     """The summary of a run that came to a result."""
     if record.status not in SETTLED or record.summary is None:
         raise Misuse(f"{record.path} is {record.status}; only a completed or diverged run has numbers to compare with.")
+    if not isinstance(record.summary.get("final"), dict) or not isinstance(record.summary.get("steps"), int):
+        raise Misuse(f"{record.path} has a summary without final metrics; nothing can be compared.")
     return dict(record.summary)
 
 

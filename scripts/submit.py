@@ -41,7 +41,7 @@ from runner.submission import (
     submit_arrays,
 )
 
-#: How a run can stand. Those of the first two lines are left alone; the others are to do.
+#: How a planned run can stand. Those of the first two lines are left alone; the others are to do.
 DONE = ("complete", "diverged")
 LEFT = ("running", "queued", "blocked")
 TO_DO = ("missing", "interrupted", "failed")
@@ -51,6 +51,8 @@ class Blocked(Exception):
     """A run cannot be made: its parent has no weights; the text says why."""
 
 
+# A summary's status -> how the run stands; any other is to do again.
+_FINISHED = {"completed": "complete", "diverged": "diverged"}
 #: Sections whose overrides every run shares; others may name options that only some methods have.
 MACHINE = ("cluster", "runs")
 
@@ -96,9 +98,9 @@ class Missing:
             return ()
         path = run_dir(parent["runs"], parent)
         standing = self._standing(parent)
-        if standing == "diverged":
-            raise Blocked(f"its parent {path} has diverged")
-        if standing == "complete" and RunDirectory(path).summary() is not None:
+        if standing in ("diverged", "blocked"):
+            raise Blocked(f"its parent {path} " + ("has diverged" if standing == "diverged" else "is not readable"))
+        if standing == "complete" and (RunDirectory(path).summary() or {}).get("status") == "completed":
             if any((path / "checkpoints").glob("*.pt")):
                 return ()
             raise Blocked(f"its parent {path} is complete but has no checkpoint; delete that directory to run it anew")
@@ -113,16 +115,15 @@ class Missing:
         except (Misuse, OSError) as error:
             self._note(str(error))
             return "blocked"
-        status = {"completed": "complete"}.get(summary.get("status", ""), summary.get("status", ""))
-        if status in DONE:
-            return status
+        if summary.get("status") in _FINISHED:
+            return _FINISHED[summary["status"]]
         if is_held(path):
             return "running"
         if identity in self.queued:
             return "queued"
         if logged := self._logged(config):
             return logged
-        return status or ("interrupted" if (path / "checkpoints").is_dir() else "missing")
+        return "failed" if summary else "interrupted" if (path / "checkpoints").is_dir() else "missing"
 
     def _logged(self, config: Config) -> str | None:
         """How the run's packed record ended, if there is one."""
@@ -135,7 +136,7 @@ class Missing:
         except Unusable as error:
             self._note(f"{path}: {error}.")
             return None
-        return {"completed": "complete", "diverged": "diverged"}.get(status)
+        return _FINISHED.get(status)
 
     def _note(self, sentence: str) -> None:
         if sentence not in self.sentences:
@@ -289,7 +290,7 @@ def _show(tasks: Sequence[Task], site: Config, place: Local | Slurm) -> None:
         print(f"\n# {folder / SCRIPT}\n{array_script(folder, place, Path.cwd())}")
         for level, indices in enumerate(levels(tasks)):
             command = array_command(folder, indices, place, f"$job{level - 1}" if level else None)
-            print(f"job{level}=$({' '.join(command)})")
+            print(f"job{level}=$({' '.join([*command[:-1], shlex.quote(command[-1])])})")
 
 
 def _start(tasks: Sequence[Task], site: Config, place: Local | Slurm, wait: bool) -> int:

@@ -86,7 +86,10 @@ def test_bad_overrides_get_one_sentence(override: str, sentence: str) -> None:
         (["method=gmp", "method.allocation=global", "method.layer_floor=3"], "layer_floor needs allocation"),
         (["schedule.epochs=0"], "schedule.epochs = 0 should be in the range 1 <= x."),
         (["schedule.lr=-0.1"], "schedule.lr = -0.1 should be"),
-        (["schedule.optimizer.momentm=0.9"], "is no"),
+        (
+            ["schedule.optimizer={momentm: 0.9}"],
+            "there is no option 'schedule.optimizer.momentm'. Did you mean 'momentum'?",
+        ),
         (["schedule.warmup_epochs=40"], "schedule.warmup_epochs = 40 should be below schedule.epochs"),
         (
             ["schedule.optimizer._target_=os.system"],
@@ -104,7 +107,7 @@ def test_bad_overrides_get_one_sentence(override: str, sentence: str) -> None:
 def test_values_that_do_not_fit_fail_before_anything_starts(overrides: list[str], sentence: str) -> None:
     with pytest.raises(Misuse) as misuse:
         validate(compose(overrides))
-    assert sentence in str(misuse.value) or sentence == "is no" and "there is no option" in str(misuse.value)
+    assert sentence in str(misuse.value)
     assert "\n" not in str(misuse.value)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from data.order import derive
@@ -19,7 +20,7 @@ from methods.allocation import kept_of
 from methods.base import Masked, Method
 from methods.masks import digest
 from runner import checkpoint
-from runner.compose import compose, names
+from runner.compose import CONF, compose, names
 from runner.errors import Misuse
 from runner.execute import execute
 from runner.experiment import make, validate
@@ -298,8 +299,10 @@ def test_the_seeds_of_a_run_by_hand(tmp_path: Path) -> None:
 
 
 def numeric(method: str) -> list[str]:
-    section = compose([f"method={method}"])["method"]
-    return [k for k, v in section.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != "revision"]
+    """The options with a number in conf/method, read without composing: this runs at every collection."""
+    option = OmegaConf.load(CONF / "method" / f"{method}.yaml")
+    section = option.get("method", option)
+    return [k for k, v in section.items() if type(v) in (int, float) and k != "revision"]
 
 
 def problem(method: str, option: str, value: str) -> str:

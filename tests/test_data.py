@@ -40,7 +40,9 @@ from data.synthetic import synthetic
 from runner.build import check
 from runner.compose import compose, names
 from runner.errors import Misuse
-from runner.identity import key
+from runner.execute import execute
+from runner.identity import key, run_dir
+from runner.records import read_metrics
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "dataset"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -107,6 +109,7 @@ def test_jpeg_copies_never_share_a_key_with_the_exact_images() -> None:
         ("dataset.pad=32", "dataset.pad = 32"),
         ("dataset.pad_mode=edge", "one of reflect, zero"),
         ("dataset.flip=2", "true or false"),
+        ("dataset.train_subset=0", "in the range 1 <= x"),
     ],
 )
 def test_impossible_augmentation_is_refused_before_anything_starts(change: str, words: str) -> None:
@@ -649,6 +652,20 @@ def test_a_broken_image_is_named(tiny_imagenet: str) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"n00000002/train_1\.JPEG is not a whole image"):
         open_imagenet(tiny_imagenet).batch(torch.tensor([9]), 0)
+
+
+def test_a_run_on_streamed_images_repeats(tiny_imagenet: str, tmp_path: Path) -> None:
+    changes = [f"dataset.{name}={value}" for name, value in TINY_IMAGENET.items()]
+    results = []
+    for runs in ("once", "twice"):
+        given = ["dataset=imagenet", *changes, f"data.root={tiny_imagenet}", f"runs={tmp_path / runs}"]
+        given += ["model.hidden=[8,8]", "schedule.epochs=2", "schedule.batch_size=5"]
+        config = compose(given)
+        execute(config, given)
+        lines, _ = read_metrics(run_dir(tmp_path / runs, config) / "metrics.jsonl")
+        results.append([{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines])
+    assert results[0] == results[1]
+    assert [line["step"] for line in results[0]] == [3, 6]
 
 
 # On a GPU

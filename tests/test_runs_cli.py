@@ -391,6 +391,12 @@ def test_evaluate_needs_the_last_checkpoint(root: Path, tmp_path: Path, call: Ca
     assert code == 2 and "is interrupted; only a completed or diverged run has numbers" in err
 
 
+def test_evaluate_refuses_a_summary_without_a_result(root: Path, call: Callable[..., Any]) -> None:
+    path = directory(root, "wide")
+    change(path / "summary.json", final=None)
+    assert call("evaluate", path)[::2] == (2, f"{path} has a summary without final metrics; nothing can be compared.\n")
+
+
 def test_evaluate_refuses_the_checkpoint_of_another_run(root: Path, call: Callable[..., Any]) -> None:
     own, other = (directory(root, name) / "checkpoints" / "last.pt" for name in ("wide", "set1"))
     shutil.copy(other, own)
@@ -653,15 +659,18 @@ def test_gc_says_which_summary_it_cannot_read(no_tables: None, root: Path, call:
     assert checkpoints(path) == ["last.pt", "previous.pt"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may delete anything")
-def test_gc_says_what_it_may_not_delete(no_tables: None, root: Path, call: Callable[..., Any]) -> None:
-    folder = directory(root, "wide") / "checkpoints"
-    folder.chmod(0o500)
-    try:
-        code, _, err = call("gc", "--yes")
-    finally:
-        folder.chmod(0o700)
-    assert code == 2 and f"{folder}/last.pt cannot be deleted" in err
+def test_gc_says_what_it_cannot_delete(
+    no_tables: None, root: Path, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = directory(root, "wide") / "checkpoints" / "last.pt"
+
+    def refuse(file: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    code, _, err = call("gc", "--yes", runs=path.parents[1])
+    assert (code, err) == (2, f"{path} cannot be deleted (Permission denied); what comes after it stays.\n")
+    assert path.exists()
 
 
 # pack

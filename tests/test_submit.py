@@ -16,6 +16,7 @@ import pytest
 from results.collect import write_packed
 from runner import pool, submission
 from runner.compose import compose
+from runner.environment import git_state
 from runner.errors import Misuse
 from runner.identity import key, parent_config, run_dir
 from runner.records import RunDirectory
@@ -24,11 +25,11 @@ from scripts import submit
 
 ROOT = Path(__file__).resolve().parents[1]
 # Milliseconds a run, whatever the experiment; a stage's parent does not inherit its child's schedule.
-SMALL = ("dataset=synthetic", "dataset.shape=[1,4,4]", "dataset.train_size=36", "dataset.test_size=12")
-SMALL += ("model.hidden=[20,10]",)
+SIZES = ("dataset.shape=[1,4,4]", "dataset.train_size=36", "dataset.test_size=12", "model.hidden=[20,10]")
+SMALL = ("dataset=synthetic", *SIZES)
 CELLS = ("demo/digits/set", "--seeds", "0,1", "schedule.epochs=8", "schedule.lr=0.2", *SMALL)
-STAGES = ("dsr/lenet_mnist/compressed/s80", "dsr/lenet_mnist/compressed/s90", "dsr/lenet_mnist/compressed/s95")
-STAGES += ("--seeds", "0", "--profile", "smoke", *SMALL)
+CHILDREN = [f"dsr/lenet_mnist/compressed/{column}" for column in ("s80", "s90", "s95")]
+STAGES = (*CHILDREN, "--seeds", "0", "--profile", "smoke", *SMALL)
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_a_dry_run_lists_what_is_missing_and_writes_nothing(tmp_path: Path) -> N
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("18 cell(s), 48 run(s): 48 to do.\n")
     assert len(listed(done.stdout.replace("a b", "ab"))) == 48
-    assert f"#SBATCH --output={tmp_path}/a b/submissions/" in done.stdout
+    assert f"#SBATCH --output='{tmp_path}/a b/submissions/" in done.stdout
     assert f"job0=$(sbatch --parsable --array=0-47%16 '{tmp_path}/a b/submissions/" in done.stdout
     assert list(tmp_path.iterdir()) == []
     helped = subprocess.run(
@@ -205,10 +206,15 @@ def test_parents_must_have_weights(call: Callable[..., tuple[int, str, str]], tm
     write_packed(parent.path, tmp_path / "logged")
     shutil.rmtree(parent.path)
     assert listed(call(*STAGES, "--dry-run")[1]) == paths  # a packed record has no weights
+    parent.finish({"status": "failed"})
+    assert listed(call(*STAGES, "--dry-run")[1]) == paths
 
     parent.finish({"status": "diverged"})
     _, output, errors = call(*STAGES, "--dry-run")
     assert listed(output) == [] and f"its parent {parent.path} has diverged" in errors
+    parent.summary_path.write_text("{")
+    _, output, errors = call(*STAGES, "--dry-run")
+    assert listed(output) == [] and f"its parent {parent.path} is not readable" in errors
 
 
 @pytest.mark.parametrize(
@@ -274,7 +280,7 @@ def test_tasks_come_back_as_they_were_frozen(tiny: list[str], tmp_path: Path) ->
     told["git"]["commit"] = "0" * 40
     (file.parent / "submission.json").write_text(json.dumps(told))
     moved = submission.moved(file.parent)
-    assert (moved is None) == (submission.git_state()["commit"] is None)
+    assert (moved is None) == (git_state()["commit"] is None)
     assert moved is None or moved.startswith("The code has moved from commit 000000000000 to ")
 
 
@@ -374,7 +380,6 @@ def test_a_local_submission_goes_on_by_itself(call: Callable[..., tuple[int, str
     assert (code, errors) == (0, "")
     assert "4 run(s) have begun on 1 worker(s), process " in output
     (folder,) = (tmp_path / "runs" / "submissions").iterdir()
-    process = int(output.split("process ")[1].split(";")[0])
     again = call(*STAGES)[1]
     assert again.endswith("Nothing to do.\n") and listed(again) == []
     log = folder / "pool.log"
@@ -382,19 +387,11 @@ def test_a_local_submission_goes_on_by_itself(call: Callable[..., tuple[int, str
         time.sleep(0.2)
     assert "4 run(s) in" in log.read_text() and ": 4 completed." in log.read_text(), log.read_text()
     while queued(tmp_path / "runs") and time.monotonic() < began + 240:
-        os.waitpid(process, os.WNOHANG) if _is_child(process) else None
         time.sleep(0.1)
     assert "3 run(s): 3 complete, 0 to do." in call(*STAGES)[1]
     summaries = sorted((tmp_path / "runs").rglob("summary.json"))
     assert len(summaries) == 4
     assert {json.loads(path.read_text())["status"] for path in summaries} == {"completed"}
-
-
-def _is_child(process: int) -> bool:
-    try:
-        return os.waitpid(process, os.WNOHANG) == (0, 0)
-    except ChildProcessError:
-        return False
 
 
 def test_wait_hands_the_frozen_tasks_to_the_pool(

@@ -321,6 +321,19 @@ def test_a_parent_is_run_once_for_all_its_children(tmp_path: Path) -> None:
     assert first["final"]["mask/sparsity"] == pytest.approx(0.5, abs=1e-3)
 
 
+def test_a_parent_without_its_checkpoint_is_run_again_for_a_new_child(tmp_path: Path) -> None:
+    stage = ["method=compressed", "method.iterations=2", "method.every_epochs=1"]
+    parent = run_dir(tmp_path, compose([*TINY[:1], *TINY[3:], f"runs={tmp_path}"]))
+    run(tmp_path, *stage, "method.sparsity=0.5")
+    before = json.loads((parent / "summary.json").read_text())["final"]["test/loss"]
+    (parent / "checkpoints" / checkpoint.LAST).unlink()
+    (parent / "checkpoints" / checkpoint.PREVIOUS).unlink(missing_ok=True)
+    run(tmp_path, *stage, "method.sparsity=0.8")
+    lines, _ = read_metrics(parent / "metrics.jsonl")
+    assert [line["epoch"] for line in lines] == list(range(1, 41))
+    assert lines[-1]["test/loss"] == before
+
+
 def test_a_stage_begins_at_its_parents_weights(tmp_path: Path) -> None:
     """At learning rate 0 and sparsity 0 the child is its parent."""
     stage = ["method=compressed", "method.iterations=2", "method.every_epochs=1", "method.sparsity=0", "schedule.lr=0"]

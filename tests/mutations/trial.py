@@ -1,0 +1,87 @@
+"""Trials of planted faults: python trial.py TREE < trials.json > outcomes.json, with TREE a copy of the project.
+
+Each trial changes one file of the copy, runs tests there in a fork of this process, and puts the file back. Torch,
+pytest and the like are imported once, before the forks; the project is imported in the forks alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import hypothesis
+import numpy
+import omegaconf
+import pytest
+import torch
+import yaml
+
+IMPORTED_ONCE = (hydra, hypothesis, numpy, omegaconf, torch, yaml)
+SECONDS = 60
+
+
+class Recorder:
+    """Which tests ran, and which of them failed."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.failed: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self.ran.append(report.nodeid)
+            if report.failed:
+                self.failed.append(report.nodeid)
+
+
+def trial(tree: Path, tests: list[str]) -> dict[str, Any]:
+    """Run tests of the copy in a fork; {"ran": [...], "failed": [...], "code": pytest's exit code}."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writer)
+        with open(reader) as file:
+            answer = file.read()
+        os.waitpid(child, 0)
+        return json.loads(answer) if answer else {"ran": [], "failed": [], "code": "killed"}
+    signal.alarm(SECONDS)  # a fault may loop for ever
+    os.close(reader)
+    os.chdir(tree)
+    sys.path.insert(0, str(tree))
+    with open(tree / "trial.log", "w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        recorder = Recorder()
+        code = int(pytest.main(["-q", "-p", "no:cacheprovider", *(f"tests/{test}" for test in tests)], [recorder]))
+        import methods
+
+        if not str(methods.__file__).startswith(str(tree)):
+            code = -1
+        with open(writer, "w") as file:
+            json.dump({"ran": recorder.ran, "failed": recorder.failed, "code": code}, file)
+    os._exit(0)
+
+
+def main() -> None:
+    """Read the trials, make them one after another, write their outcomes."""
+    tree = Path(sys.argv[1]).resolve()
+    sys.dont_write_bytecode = True  # two faults may have the same size and be planted within the same second
+    outcomes = {}
+    for name, (file, old, new, tests) in json.load(sys.stdin).items():
+        path = tree / file
+        text = path.read_text()
+        path.write_text(text.replace(old, new))
+        try:
+            outcomes[name] = trial(tree, tests)
+        finally:
+            path.write_text(text)
+    json.dump(outcomes, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
