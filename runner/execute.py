@@ -35,7 +35,7 @@ def execute(
 ) -> dict[str, Any]:
     """Run a configuration to its end and return its summary; a completed or diverged run is not repeated.
 
-    With `weights`, a completed run whose checkpoint has been deleted is repeated: a stage needs it. Misuse for bad input,
+    With `weights`, a completed run whose checkpoint is gone is repeated: a stage needs it. Misuse for bad input,
     `ParentFailed` when a parent has no weights to start from, `Interrupted` after a signal. Any other exception is
     recorded as status `failed` and raised again.
     """
