@@ -23,7 +23,7 @@ from typing import Any, TextIO
 from runner.environment import ROOT
 from runner.errors import Misuse
 from runner.progress import Progress, duration
-from runner.submission import CODES, Local, Outcome, Stop, Task, attempt, load, moved
+from runner.submission import CODES, Local, Outcome, Stop, Task, attempt, children, load, moved
 
 ATTEMPTS = 2  # how often a run is begun when its worker dies
 WORKERS_LOG, POOL_LOG = "workers.log", "pool.log"
@@ -38,7 +38,7 @@ _LAST = ("interrupted", "failed")
 
 
 def work(connection: Connection, log: str) -> None:
-    """A worker: takes (index, task) from the connection, sends ("epoch", ...) and ("done", index, outcome)."""
+    """A worker: takes (index, task, weights) from the connection, sends ("epoch", ...) and ("done", index, outcome)."""
     stop = Stop()
     with open(log, "a") as file:  # what libraries print would break the bar; a crash leaves its traceback here
         os.dup2(file.fileno(), 1)
@@ -48,8 +48,12 @@ def work(connection: Connection, log: str) -> None:
     try:
         connection.send(("ready",))
         while not stop.asked and (message := connection.recv()) is not None:
-            index, task = message
-            outcome = attempt(task, lambda line, index=index: _report(connection, stop, index, line))  # type: ignore[misc]
+            index, task, weights = message
+
+            def tell(line: dict[str, Any], index: int = index) -> None:
+                _report(connection, stop, index, line)
+
+            outcome = attempt(task, tell, weights)
             connection.send(("done", index, outcome))
             if outcome.status in _LAST:
                 return
@@ -137,7 +141,7 @@ class Pool:
             self.begun[index] += 1
             worker.index = index
             with suppress(OSError):  # it has just died, which _listen will notice
-                worker.connection.send((index, self.tasks[index]))
+                worker.connection.send((index, self.tasks[index], bool(children(self.tasks, index))))
         return bool(self.waiting) or any(worker.index is not None for worker in self.workers)
 
     def _next(self) -> int | None:
@@ -175,7 +179,7 @@ class Pool:
         if outcome.status == "interrupted":
             if not self.signals:
                 self._again(index, f"{self.tasks[index].name} was interrupted by a signal to its worker, and saved")
-        elif outcome.status == "held" and self._children(index):
+        elif outcome.status == "held" and children(self.tasks, index):
             if index not in self.retry_at:
                 self.progress.say(f"{self.tasks[index].name}: {outcome.reason}; its children wait for that.")
             self.retry_at[index] = time.monotonic() + _POLL_S
@@ -192,13 +196,10 @@ class Pool:
         line = "  ".join(part for part in parts if part)
         self.progress.settle(index, line + (f" ({outcome.reason})" if outcome.reason else ""))
         if outcome.status != "completed":
-            for child in self._children(index):
+            for child in children(self.tasks, index):
                 if child in self.waiting:
                     self.waiting.remove(child)
                     self._settle(child, Outcome("blocked", f"its parent {task.name} has {_VERBS[outcome.status]}"))
-
-    def _children(self, index: int) -> list[int]:
-        return [child for child, task in enumerate(self.tasks) if index in task.after]
 
     # Death and birth
 

@@ -100,8 +100,11 @@ class Stop:
             signal.raise_signal(signal.SIGTERM)
 
 
-def attempt(task: Task, progress: Callable[[dict[str, Any]], None] | None = None) -> Outcome:
-    """Execute a task (skipping what is complete, resuming what was interrupted). Nothing a run does wrong is raised."""
+def attempt(task: Task, progress: Callable[[dict[str, Any]], None] | None = None, weights: bool = False) -> Outcome:
+    """Execute a task (skipping what is complete, resuming what was interrupted). Nothing a run does wrong is raised.
+
+    `weights`: stages start from it, so that it is repeated if it is complete but has no checkpoint any more.
+    """
     from runner.execute import ParentFailed, execute
     from runner.trainer import Interrupted
 
@@ -109,7 +112,7 @@ def attempt(task: Task, progress: Callable[[dict[str, Any]], None] | None = None
     try:
         if holder := _held(task.config):
             return Outcome("held", holder)
-        summary = execute(task.config, list(task.overrides), progress)
+        summary = execute(task.config, list(task.overrides), progress, weights)
     except Interrupted:
         return Outcome("interrupted", "saved; it resumes when it is run again", seconds=time.monotonic() - began)
     except ParentFailed as error:
@@ -344,6 +347,11 @@ def array_script(folder: Path, site: Slurm, cwd: str | Path) -> str:
     )
 
 
+def children(tasks: Sequence[Task], index: int) -> list[int]:
+    """The tasks that start from task `index`."""
+    return [child for child, task in enumerate(tasks) if index in task.after]
+
+
 def levels(tasks: Sequence[Task]) -> list[list[int]]:
     """Task indices by how many generations of parents come before them: one array each."""
     depth: list[int] = []
@@ -416,12 +424,13 @@ def main(arguments: Sequence[str]) -> int:
 
     import runner.execute  # noqa: F401 (slow: a signal that arrives meanwhile is seen before the run begins)
 
-    outcome = Outcome("interrupted") if stop.asked else attempt(task, progress)
+    weights = bool(children(tasks, index))
+    outcome = Outcome("interrupted") if stop.asked else attempt(task, progress, weights)
     if outcome.status == "held":
         _say(f"  {outcome.reason}; waiting for it")
     while outcome.status == "held" and not stop.asked:
         time.sleep(POLL_S)
-        outcome = attempt(task, progress)
+        outcome = attempt(task, progress, weights)
     _say(f"  {outcome.status}" + (f": {outcome.reason}" if outcome.reason else "") + f" {outcome.metric}".rstrip())
     return CODES[outcome.status]
 

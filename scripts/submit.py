@@ -100,11 +100,10 @@ class Missing:
         standing = self._standing(parent)
         if standing in ("diverged", "blocked"):
             raise Blocked(f"its parent {path} " + ("has diverged" if standing == "diverged" else "is not readable"))
-        if standing == "complete" and (RunDirectory(path).summary() or {}).get("status") == "completed":
-            if any((path / "checkpoints").glob("*.pt")):
-                return ()
-            raise Blocked(f"its parent {path} is complete but has no checkpoint; delete that directory to run it anew")
-        # Also one that another process is running, or of which only the packed record is there: its weights are needed.
+        here = (RunDirectory(path).summary() or {}).get("status") == "completed"
+        if standing == "complete" and here and any((path / "checkpoints").glob("*.pt")):
+            return ()
+        # Also one that another process is running, or one that is complete without a checkpoint: weights are needed.
         return (self._task(parent, config["start"].get("overrides", ())),)
 
     def _standing(self, config: Config) -> str:

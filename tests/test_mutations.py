@@ -79,7 +79,7 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     every = sorted({test for mutation in chosen for test in mutation.caught_by})
     trials: dict[str, Any] = {"none": ("pyproject.toml", "[project]", "[project]", every)}
     trials |= {m.name: (m.file, m.old, m.new, m.caught_by) for m in chosen}
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
         [sys.executable, str(FOLDER / "trial.py"), str(tree)],
         input=json.dumps(trials),

@@ -28,7 +28,7 @@ def play(connection: Connection, log: str) -> None:
     connection.send(("ready",))
     while True:
         try:
-            index, task = connection.recv()
+            index, task, _ = connection.recv()
         except EOFError:
             return
         runs = Path(task.config["runs"])
