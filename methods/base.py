@@ -79,7 +79,7 @@ class Method:
         return {}
 
     def adopt(self, masks: Mapping[str, Tensor]) -> None:
-        """Start from the masks of a parent run (a stage that takes its parent's mask)."""
+        """Start from the masks of a parent run (a stage that takes its parent's mask). Called before `begin`."""
         raise ValueError(f"{type(self).__name__} has no masks to take over from a parent run")
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,7 +113,11 @@ class Masked(Method):
         if not self.weights:
             raise ValueError("the model has no convolution or linear layer left to prune; check keep_dense")
         self.mask = Masks(self.weights)
+        self.adopted = False
         return model
+
+    def begin(self, ctx: Context) -> None:
+        self.mask.project()
 
     def before_step(self, ctx: Context) -> bool:
         self.mask.mask_grads()
@@ -127,7 +131,7 @@ class Masked(Method):
 
     def adopt(self, masks: Mapping[str, Tensor]) -> None:
         self.mask.load(masks)
-        self.mask.project()
+        self.adopted = True
 
     def state_dict(self) -> dict[str, Any]:
         return {"masks": self.mask.as_dict()}

@@ -37,16 +37,15 @@ class DeepR(Static):
 
     def setup(self, model: nn.Module) -> nn.Module:
         model = super().setup(model)
-        # sign(0) would leave a position without a direction to live in.
-        self.signs = [torch.where(w.detach() < 0, -1.0, 1.0).to(w) for w in self.mask.weights]
+        self.signs = [torch.ones_like(w, requires_grad=False) for w in self.mask.weights]
         return model
 
     def begin(self, ctx: Context) -> None:
+        # Here and not in setup: a stage has its parent's weights by now. And before they are masked: dormant positions
+        # have the signs of their initial weights too. sign(0) would leave a position without a direction to live in.
+        for sign, weight in zip(self.signs, self.mask.weights, strict=True):
+            sign.copy_(torch.where(weight.detach() < 0, -1.0, 1.0))
         super().begin(ctx)
-        self._find_active()
-
-    def adopt(self, masks: Any) -> None:
-        super().adopt(masks)
         self._find_active()
 
     def _find_active(self) -> None:
@@ -97,7 +96,9 @@ class DeepR(Static):
         super().load_state_dict(state)
         for sign, saved in zip(self.signs, state["signs"].values(), strict=True):
             sign.copy_(saved)
-        self.active = [saved.to(w.device) for saved, w in zip(state["active"].values(), self.mask.weights, strict=True)]
+        # Copies: `_rewire` changes them in place, and they may be another method's state.
+        saved = zip(state["active"].values(), self.mask.weights, strict=True)
+        self.active = [active.to(weight.device, copy=True) for active, weight in saved]
 
 
 def draw_dormant(mask: Tensor, dormant: int, count: int, rng: torch.Generator, spare: Tensor) -> Tensor:

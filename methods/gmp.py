@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
+from torch import nn
 
 from methods.allocation import allocate, kept_of
 from methods.base import Context, Masked
 from methods.masks import top_mask
-from methods.schedules import Epochs, cubic, step_of
+from methods.schedules import Epochs, apportion, cubic, step_of
 
 
 @dataclass(kw_only=True)
@@ -37,11 +38,17 @@ class GMP(Masked):
         if self.allocation == "global" and self.layer_floor:
             raise ValueError("layer_floor needs allocation uniform or erk; global ranking has no layer counts")
 
+    def setup(self, model: nn.Module) -> nn.Module:
+        model = super().setup(model)
+        self._counts(self.sparsity)  # a floor that cannot be held fails now, not at the last pruning
+        return model
+
     def after_step(self, ctx: Context) -> None:
+        # What falls before the first step follows it: a ramp shorter than a step (a profile's) prunes too.
         done = [
             i
             for i in range(1, self.iterations + 1)
-            if step_of(self.start_epoch + i * self.every_epochs, ctx.steps_per_epoch) == ctx.step + 1
+            if max(1, step_of(self.start_epoch + i * self.every_epochs, ctx.steps_per_epoch)) == ctx.step + 1
         ]
         if done:
             self.prune(cubic(0.0, self.sparsity, max(done) / self.iterations))
@@ -56,8 +63,18 @@ class GMP(Masked):
             sizes = [s.numel() for s in scores]
             masks = list(top_mask(torch.cat(scores), kept_of(sum(sizes), sparsity)).split(sizes))
         else:
-            shapes = [tuple(w.shape) for w in self.mask.weights]
-            counts = allocate(self.allocation, shapes, sparsity, self.layer_floor)
-            masks = [top_mask(s, count) for s, count in zip(scores, counts, strict=True)]
+            masks = [top_mask(s, count) for s, count in zip(scores, self._counts(sparsity), strict=True)]
         for index, mask in enumerate(masks):
             self.mask.set(index, mask & kept[index])
+
+    def _counts(self, sparsity: float) -> list[int]:
+        """Weights to keep per layer (none of them for global ranking), never more than there still are."""
+        if self.allocation == "global":
+            return []
+        shapes = [tuple(w.shape) for w in self.mask.weights]
+        counts, held = allocate(self.allocation, shapes, sparsity, self.layer_floor), self.mask.counts()
+        if all(count <= here for count, here in zip(counts, held, strict=True)):
+            return counts
+        # Largest remainders are not monotone: as the total falls by a few, a layer's count may rise by one, and nothing
+        # regrows. The others take its surplus, so that the total stays exact.
+        return apportion(min(sum(counts), sum(held)), counts, held)

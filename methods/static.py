@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from torch import nn
 
 from methods.allocation import Allocation, allocate
 from methods.base import Context, Masked
@@ -18,13 +21,22 @@ class Static(Masked):
     """
 
     allocation: Allocation = "uniform"
-    layer_floor: int = 0
+    layer_floor: Annotated[int, "0 <= x"] = 0
+
+    def setup(self, model: nn.Module) -> nn.Module:
+        model = super().setup(model)
+        shapes = [tuple(w.shape) for w in self.mask.weights]
+        self.counts = allocate(self.allocation, shapes, self.sparsity, self.layer_floor)
+        return model
 
     def begin(self, ctx: Context) -> None:
-        counts = allocate(self.allocation, [tuple(w.shape) for w in self.mask.weights], self.sparsity, self.layer_floor)
-        for index, count in enumerate(counts):
+        if not self.adopted:
+            self._draw(ctx)
+        super().begin(ctx)
+
+    def _draw(self, ctx: Context) -> None:
+        for index, count in enumerate(self.counts):
             everywhere = self.mask.kept(index).fill_(True)
             kept = everywhere.new_zeros(everywhere.shape)
             kept[random_positions(everywhere, count, ctx.rng)] = True
             self.mask.set(index, kept)
-        self.mask.project()

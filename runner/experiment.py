@@ -95,7 +95,9 @@ def make(config: Config) -> Experiment:
     task = build(config["task"], "task", num_classes=data.num_classes)
     torch.manual_seed(derive(config["seed"], "model"))
     model = build(config["model"], "model", num_classes=data.num_classes, in_shape=data.in_shape)
-    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+    if settings.channels_last:
+        # Activations only: weights stay contiguous, since masks address them by flat position.
+        model.register_forward_pre_hook(_channels_last)
     return Experiment(
         seed=config["seed"],
         key=key(config),
@@ -106,8 +108,13 @@ def make(config: Config) -> Experiment:
         data=data.to(device),
         task=task,
         method=method,
-        model=model.to(device, memory_format=memory_format),
+        model=model.to(device),
     )
+
+
+def _channels_last(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    images, *rest = inputs
+    return (images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images, *rest)
 
 
 def reset(settings: Settings) -> None:

@@ -46,7 +46,10 @@ class Trainer:
         self.progress = progress
         self.stop = stop
         e = experiment
-        self.model = e.method.setup(e.model)
+        try:
+            self.model = e.method.setup(e.model)
+        except ValueError as error:
+            raise Misuse(f"method: {error}.") from None
         self.net: nn.Module = torch.compile(self.model) if e.settings.compile else self.model  # type: ignore[assignment]
         self.optimizer = e.schedule.make_optimizer(e.method, self.model)
         self.scaler = torch.amp.GradScaler(e.device.type, enabled=e.precision == "fp16")
@@ -68,9 +71,12 @@ class Trainer:
         """Train to the end (from the last checkpoint, if there is one); returns the metrics of every epoch."""
         if not self.resume():
             torch.manual_seed(derive(self.e.seed, "train"))
-            self.e.method.begin(self.ctx)
             if self.adopted is not None:
-                self.e.method.adopt(self.adopted)
+                try:
+                    self.e.method.adopt(self.adopted)
+                except ValueError as error:
+                    raise Misuse(f"start.take = mask: {error}.") from None
+            self.e.method.begin(self.ctx)
         while self.ctx.epoch <= self.e.schedule.epochs and not self.broken:
             self.train_epoch()
             self.ctx.epoch += 1

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -79,7 +81,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def listed(output: str) -> list[str]:
     """The run directories that a dry run prints."""
-    return [line.split()[0] for line in output.splitlines() if "/seed" in line]
+    return [line.split()[0] for line in output.splitlines() if re.search(r"/seed\d+  ", line)]
 
 
 def run(path: str | Path, overrides: Sequence[str]) -> RunDirectory:
@@ -94,9 +96,7 @@ def run(path: str | Path, overrides: Sequence[str]) -> RunDirectory:
 
 def overrides_of(output: str) -> list[list[str]]:
     """The overrides that a dry run prints, run by run."""
-    import shlex
-
-    return [shlex.split(line)[1:] for line in output.splitlines() if "/seed" in line]
+    return [shlex.split(line)[1:] for line in output.splitlines() if re.search(r"/seed\d+  ", line)]
 
 
 # What is missing

@@ -67,6 +67,13 @@ def trial(tree: Path, tests: list[str]) -> dict[str, Any]:
     os._exit(0)
 
 
+def warm_up() -> None:
+    """The first optimizer step imports a good part of torch: once, before the forks."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    torch.optim.SGD([weight], lr=0.1).step()
+
+
 def write(path: Path, text: str, time: int) -> None:
     """Compiled files go by size and time, and two faults of one size may be planted within the same second."""
     path.write_text(text)
@@ -76,6 +83,7 @@ def write(path: Path, text: str, time: int) -> None:
 def main() -> None:
     """Read the trials, make them one after another, write their outcomes."""
     tree = Path(sys.argv[1]).resolve()
+    warm_up()
     outcomes = {}
     for number, (name, (file, old, new, tests)) in enumerate(json.load(sys.stdin).items()):
         path = tree / file
