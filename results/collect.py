@@ -24,7 +24,7 @@ from results.record import (
 )
 from runner import identity, records
 from runner.errors import Misuse
-from runner.records import SCHEMA
+from runner.records import SCHEMA, spell
 
 #: Real measured records, committed with the code.
 LOGGED = Path(__file__).resolve().parent / "logged"
@@ -180,7 +180,7 @@ def write_packed(run_dir: Path | str, logged_root: Path | str = LOGGED) -> Path:
 def _packed_text(content: dict[str, Any]) -> str:
     """Strict JSON with a line per field and per metric: short files, readable differences."""
     lines = []
-    for name, value in number.spell(content).items():
+    for name, value in spell(content).items():
         if name == "metrics":
             columns = ",\n".join(f"  {json.dumps(metric)}: {json.dumps(column)}" for metric, column in value.items())
             lines.append(f'"metrics": {{\n{columns}\n}}')

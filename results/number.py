@@ -1,4 +1,4 @@
-"""Numbers of the records: JSON has no nan and no infinity, so records spell them as strings."""
+"""Numbers read from records, which spell nan and infinity as strings (`runner.records.spell`)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,6 @@ def read(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value)
-
-
-def spell(value: Any) -> Any:
-    """`value` with every non-finite float in it, however deep, spelt as a string: fit for strict JSON."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    if isinstance(value, dict):
-        return {name: spell(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [spell(item) for item in value]
-    return value
 
 
 def rounded(value: Any) -> Any:

@@ -62,7 +62,7 @@ class RunDirectory:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         with open(self.metrics_path, "a") as file:
-            file.write(json.dumps(_finite(line)) + "\n")
+            file.write(json.dumps(spell(line)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -73,7 +73,7 @@ class RunDirectory:
         """
         lines, _ = read_metrics(self.metrics_path)
         kept = [line for line in lines if line["epoch"] < epoch]
-        write_atomic(self.metrics_path, "".join(json.dumps(_finite(line)) + "\n" for line in kept))
+        write_atomic(self.metrics_path, "".join(json.dumps(spell(line)) + "\n" for line in kept))
         return kept
 
     def summary(self) -> dict[str, Any] | None:
@@ -137,17 +137,17 @@ def write_atomic(path: Path, text: str | bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; numbers that are not finite become text."""
-    write_atomic(path, json.dumps(_finite(value), indent=1) + "\n")
+    write_atomic(path, json.dumps(spell(value), indent=1) + "\n")
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no nan and inf: write them as text."""
+def spell(value: Any) -> Any:
+    """`value` with every non-finite float in it, however deep, spelt as text ("nan", "inf", "-inf"): strict JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: spell(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [spell(item) for item in value]
     return value
 
 

@@ -26,6 +26,7 @@ from runner.compose import compose, groups
 from runner.errors import Misuse, nearest
 from runner.identity import Config
 from runner.leftovers import SETTLED, Leftover, delete, leftovers, run_directories, wanted
+from runner.records import spell
 from runner.submission import FOLDER, TASKS, load
 
 DAY_S = 86400.0
@@ -112,7 +113,7 @@ def _diff(options: Any) -> int:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(number.spell(value), indent=1, allow_nan=False) + "\n"
+    return json.dumps(spell(value), indent=1, allow_nan=False) + "\n"
 
 
 def _evaluate(options: Any) -> int:

@@ -27,7 +27,7 @@ from scripts import submit
 
 ROOT = Path(__file__).resolve().parents[1]
 # Milliseconds a run, whatever the experiment; a stage's parent does not inherit its child's schedule.
-SIZES = ("dataset.shape=[1,4,4]", "dataset.train_size=36", "dataset.test_size=12", "model.hidden=[20,10]")
+SIZES = ("dataset.shape=[1,4,4]", "dataset.train_size=36", "dataset.test_size=12", "model.hidden=[100,50]")
 SMALL = ("dataset=synthetic", *SIZES)
 CELLS = ("demo/digits/set", "--seeds", "0,1", "schedule.epochs=8", "schedule.lr=0.2", *SMALL)
 CHILDREN = [f"dsr/lenet_mnist/compressed/{column}" for column in ("s80", "s90", "s95")]

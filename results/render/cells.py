@@ -6,15 +6,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from results import number
 from results.cell import Cell
 from results.fill import Sheet
+from runner.records import spell
 
 
 def render(sheets: Sequence[Sheet], published: bool = True) -> str:
     """A JSON list over all sheets; the published values are always in it."""
     content = [cell_as_json(cell) for sheet in sheets for cell in sheet.cells.values()]
-    return json.dumps(number.spell(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(spell(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def cell_as_json(cell: Cell) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from results import number
 from results.fill import Sheet
 from results.render.cells import cell_as_json
+from runner.records import spell
 
 FIELDS = (
     "table",
@@ -41,7 +41,7 @@ def render(sheets: Sequence[Sheet], published: bool = True) -> str:
     writer.writeheader()
     for sheet in sheets:
         for cell in sheet.cells.values():
-            writer.writerow(_flat(number.spell(cell_as_json(cell))))
+            writer.writerow(_flat(spell(cell_as_json(cell))))
     return target.getvalue()
 
 

@@ -12,6 +12,7 @@ import yaml
 from results import number
 from runner.compare import ABSENT
 from runner.progress import duration
+from runner.records import spell
 
 #: The columns of a list; `profile` only where a run has one that changes it.
 COLUMNS = (
@@ -126,4 +127,4 @@ def _layers(layers: Mapping[str, Mapping[str, Any]]) -> Iterable[list[str]]:
 
 
 def _value(value: Any) -> str:
-    return ABSENT if value == ABSENT else json.dumps(number.spell(value))
+    return ABSENT if value == ABSENT else json.dumps(spell(value))
