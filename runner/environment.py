@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import subprocess
@@ -32,8 +33,12 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit and dirtiness of the code folders; {"commit": None, "dirty": None} outside a git checkout."""
+    """Commit and dirtiness of the code folders when this process first asked: the code it runs is that of its start.
+
+    {"commit": None, "dirty": None} outside a git checkout.
+    """
     commit = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--", *CODE) if commit else None
     return {"commit": commit, "dirty": None if changed is None else bool(changed)}

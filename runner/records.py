@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,11 @@ from runner.errors import Misuse
 from runner.identity import Config
 
 SCHEMA = 1
+_PATIENCE_S = 1.0  # whoever asks `is_held` has the lock for a moment
+
+
+class Held(Misuse):
+    """Another process holds the run directory."""
 
 
 class RunDirectory:
@@ -35,15 +41,21 @@ class RunDirectory:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the directory for this process; Misuse when another one does. Released by the kernel on any death."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "lock", "a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise Misuse(
-                    f"another process is running {self.path}; wait for it, or stop it, and run this again."
-                ) from None
-            yield
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(self.path / "lock", "a+") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if _same_file(lock.fileno(), self.path / "lock"):
+                        yield
+                        return
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise Held(
+                            f"another process is running {self.path}; wait for it, or stop it, and run this again."
+                        ) from None
+                    time.sleep(0.05)
 
     def begin(self, config: Config, overrides: list[str], environment: dict[str, Any]) -> None:
         """Write what is known before the first step."""
@@ -82,11 +94,19 @@ class RunDirectory:
             return json.loads(self.summary_path.read_text(), parse_constant=str)
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise Misuse(f"{self.summary_path} is not readable ({error}); move it away to run again.") from None
 
     def finish(self, summary: dict[str, Any]) -> None:
         write_json(self.summary_path, {"schema": SCHEMA, **summary})
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    """Whether the open file still lies at `path` (a discarded directory's lock may have been replaced)."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def is_held(path: str | Path) -> bool:

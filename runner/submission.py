@@ -27,7 +27,7 @@ from runner.build import check_arguments
 from runner.environment import ROOT, git_state
 from runner.errors import Misuse, nearest
 from runner.identity import Config, key, parent_config, run_dir
-from runner.records import is_held, write_atomic, write_json
+from runner.records import Held, is_held, write_atomic, write_json
 
 SCHEMA = 1
 FOLDER, TASKS, FACTS, LOCK, SCRIPT = "submissions", "tasks.jsonl", "submission.json", "lock", "array.sh"
@@ -117,9 +117,10 @@ def attempt(task: Task, progress: Callable[[dict[str, Any]], None] | None = None
         return Outcome("interrupted", "saved; it resumes when it is run again", seconds=time.monotonic() - began)
     except ParentFailed as error:
         return Outcome("blocked", str(error))
+    except Held as error:  # another process has taken the directory since the look at it
+        return Outcome("held", str(error))
     except Misuse as error:
-        # Another process may have taken the directory since the look at it.
-        return Outcome("held", holder) if (holder := _held(task.config)) else Outcome("refused", str(error))
+        return Outcome("refused", str(error))
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         return Outcome("failed", reason, seconds=time.monotonic() - began)

@@ -353,6 +353,21 @@ def test_a_stage_can_take_its_parents_mask_with_the_initial_weights(tmp_path: Pa
     assert digest(child["model"]) != digest(parent["model"])
 
 
+def test_stages_chain(tmp_path: Path) -> None:
+    """Dense, then compressed, then training from the compressed model's mask: each run once, in order."""
+    middle = (
+        '"method=compressed","method.iterations=2","method.every_epochs=1","method.sparsity=0.7","schedule.epochs=3"'
+    )
+    summary, _ = run(tmp_path, "method=static", "method.sparsity=0.7", f"start={{parent: [{middle}], take: mask}}")
+    runs = {p.parent.parent.parent.name: json.loads(p.read_text()) for p in tmp_path.rglob("summary.json")}
+    assert sorted(runs) == ["compressed", "dense", "static"]
+    assert summary["parent"]["key"] == runs["compressed"]["key"]
+    assert runs["compressed"]["parent"]["key"] == runs["dense"]["key"]
+    assert summary["final"]["mask/sparsity"] == runs["compressed"]["final"]["mask/sparsity"]
+    overrides = json.loads(next(tmp_path.glob("*/*/dense/*/seed0/overrides.json")).read_text())
+    assert "method=dense" in overrides
+
+
 def test_the_child_of_a_diverged_parent_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(ParentFailed, match="has diverged; a stage needs its weights"):
         run(tmp_path, "method=compressed", "method.iterations=2", "method.every_epochs=1",
