@@ -21,6 +21,7 @@ def test_apportion_by_hand() -> None:
     assert apportion(10, [1, 1]) == [5, 5]
     assert apportion(10, [3, 1]) == [8, 2]  # 7.5 and 2.5: the tie goes to the earlier one
     assert apportion(7, [1, 2, 4]) == [1, 2, 4]
+    assert apportion(4, [3, 2, 1]) == [2, 1, 1]  # 2, 1.33 and 0.67: the largest remainder
     assert apportion(1, [1, 1, 1]) == [1, 0, 0]
     assert apportion(5, [0, 2, 3]) == [0, 2, 3]
     assert apportion(0, [1, 2]) == [0, 0]

@@ -78,6 +78,13 @@ def test_the_count_is_split_in_proportion_to_kept_weights(
     assert dropped_counts(b) == expected
 
 
+def test_the_split_is_by_kept_weights_not_by_layer_size(bench: Any, gaussian: Callable[..., Any]) -> None:
+    b = bench(SET(sparsity=0.5, count=17, period=1), gaussian(SHAPES, 0))
+    b.method.mask.set(0, torch.arange(24) < 4)
+    assert b.counts() == [4, 24, 6]
+    assert dropped_counts(b) == [2, 12, 3]
+
+
 def test_no_layer_drops_more_than_it_can_grow_elsewhere(bench: Any, gaussian: Callable[..., Any]) -> None:
     b = bench(SET(sparsity=0.0, count=10, period=1), gaussian(SHAPES, 0))
     assert dropped_counts(b) == [0, 0, 0]
