@@ -17,7 +17,8 @@ from results.table import Line
 from runner.compose import compose as compose_config
 from runner.errors import Misuse, nearest
 
-_FIELDS = ("title", "kind", "table", "rows", "columns", "metric", "x", "xlabel", "ylabel")
+_FIELDS = ("title", "kind", "table", "rows", "columns", "metric", "x", "xlabel", "ylabel", "yscale")
+YSCALES = ("linear", "shortfall")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Figure:
     x: str
     xlabel: str
     ylabel: str
+    yscale: str  #: linear, or shortfall: the distance to 100 % on a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,9 @@ def load(path: Path, papers: Path = PAPERS) -> Figure:
                 raise Misuse(f"{where}: {content['table']} has no {name[:-1]} '{line}'.{nearest(str(line), ids)}")
     if content["kind"] == "curves" and len(chosen["columns"]) != 1:
         raise Misuse(f"{where} draws curves of one column; name it, as in columns: [{chosen['columns'][0]}].")
+    yscale = content.get("yscale", "linear")
+    if yscale not in YSCALES:
+        raise Misuse(f"{where} has the unknown yscale '{yscale}'.{nearest(yscale, YSCALES)}")
     return Figure(
         address=f"{path.parents[1].name}/{path.stem}",
         title=content["title"],
@@ -124,6 +129,7 @@ def load(path: Path, papers: Path = PAPERS) -> Figure:
         x=content.get("x", "method.sparsity"),
         xlabel=content.get("xlabel", "epoch" if content["kind"] == "curves" else "sparsity"),
         ylabel=content.get("ylabel", ""),
+        yscale=yscale,
     )
 
 

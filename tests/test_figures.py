@@ -1,6 +1,7 @@
 """Figures: the numbers behind every mark, what is left out and named, and files that can be looked at."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +195,21 @@ def test_of_all_figures_the_empty_ones_are_only_named(
     assert [Path(line).name for line in captured.out.splitlines()] == ["toys_full.png", "toys_full.svg"]
     assert "toys/empty would be empty" in captured.err and "set/s80 (missing)" in captured.err
     assert make_figures.main(["toys", *arguments]) == 1
+
+
+def test_a_shortfall_axis_is_logarithmic_in_the_distance_to_100_percent(papers: Path, tmp_path: Path) -> None:
+    (figure,) = choose(["toys/one"], write_figure(papers, SPARSITY | {"yscale": "shortfall"}))
+    plotted = plot(figure, some_runs(tmp_path / "runs"), None, fake_compose, papers)
+    (axes,) = draw.draw(plotted).axes
+    forward = axes.yaxis.get_transform().transform
+    heights = [float(forward(accuracy)) for accuracy in (80.0, 90.0, 95.0, 97.5)]
+    gaps = [b - a for a, b in pairwise(heights)]
+    assert gaps == pytest.approx([math.log(2)] * 3)
+    assert set(axes.get_yticks()) <= set(draw._ACCURACIES)
+    low, high = axes.get_ylim()
+    assert low <= 0.0 and 99.5 <= high < 100
+
+
+def test_an_unknown_scale_is_named(papers: Path) -> None:
+    with pytest.raises(Misuse, match="Did you mean 'shortfall'"):
+        choose(["toys/one"], write_figure(papers, SPARSITY | {"yscale": "shortfal"}))

@@ -63,3 +63,4 @@ def test_the_measured_table_is_the_one_its_records_give() -> None:
     assert len(rows) == 8
     for row in rows:
         assert row in README
+    assert done.stdout == (ROOT / "results/shown/dsr_lenet_mnist.md").read_text()

@@ -1,0 +1,53 @@
+"""The committed records: whole, clean, and still those that today's configurations ask for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results.collect import LOGGED
+from runner.compose import compose
+from runner.identity import key
+
+RECORDS = sorted(LOGGED.rglob("seed*.json"))
+
+
+@pytest.fixture(scope="module")
+def records() -> dict[Path, dict[str, Any]]:
+    return {path: json.loads(path.read_text()) for path in RECORDS}
+
+
+def test_the_measured_table_has_its_78_runs(records: dict[Path, dict[str, Any]]) -> None:
+    lenet = [r for r in records.values() if r["config"]["dataset"]["name"] == "mnist"]
+    assert len(lenet) == 78
+    assert {r["summary"]["status"] for r in lenet} == {"completed"}
+    assert {r["summary"]["epochs"] for r in lenet} == {100, 40}
+
+
+def test_every_record_hashes_to_its_place_and_composes_to_its_key(records: dict[Path, dict[str, Any]]) -> None:
+    """Neither a new option nor a changed default may orphan a record; a changed number raises a revision."""
+    for path, record in records.items():
+        assert key(record["config"]) == path.parent.name == record["summary"]["key"], path
+        assert key(compose(record["overrides"])) == path.parent.name, path
+        assert path.stem == f"seed{record['config']['seed']}"
+
+
+def test_records_are_of_committed_code_and_hold_no_paths(records: dict[Path, dict[str, Any]]) -> None:
+    for path, record in records.items():
+        assert record["environment"]["git"]["dirty"] is False, path
+        assert not any(f'"{folder}' in json.dumps(record) for folder in ("/tmp", "/home", "/root", "/work")), path
+
+
+def test_dense_and_dsr_lie_where_the_literature_has_them(records: dict[Path, dict[str, Any]]) -> None:
+    def accuracies(method: str, *sparsities: float) -> list[float]:
+        return [
+            r["summary"]["final"]["test/accuracy"]
+            for r in records.values()
+            if r["config"]["method"]["name"] == method and r["config"]["method"].get("sparsity", 0) in sparsities
+        ]
+
+    dense = accuracies("dense", 0)
+    assert len(dense) == 3 and all(98.2 <= value <= 98.5 for value in dense)
+    dsr = accuracies("dsr", 0.9, 0.95)
+    assert len(dsr) == 6 and min(dsr) > sum(dense) / 3 - 1
