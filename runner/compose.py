@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from methods.schedules import EpochRanges, is_epoch_ranges, stretch
 from runner.errors import Misuse, nearest
-from runner.identity import Config, science
+from runner.identity import SCIENCE, Config
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # What a parent run does not inherit from its child: it has a method, a schedule and a start of its own.
@@ -155,7 +155,10 @@ def _embed_parent(start: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
         raise Misuse(f"start.checkpoint = {start['checkpoint']!r} should be last.")
     inherited = [o for o in overrides if o.split("=")[0].split(".")[0] not in _OWN]
     own = [*inherited, *start["parent"]]
-    return {"parent": science(compose(own)), "checkpoint": "last", "take": take, "overrides": own}
+    parent = compose(own)
+    # Not `science`, which drops how the parent's own parent was written: that is needed to run it.
+    embedded = {name: parent[name] for name in SCIENCE}
+    return {"parent": embedded, "checkpoint": "last", "take": take, "overrides": own}
 
 
 def check_ranges(config: Config, path: str = "") -> None:

@@ -29,7 +29,7 @@ def science(config: Config) -> Config:
     """The part of a resolved configuration that determines the number; parents' seeds and machine settings left out."""
     part = {name: config[name] for name in SCIENCE if name in config}
     if start := part.get("start"):
-        part["start"] = {**start, "parent": science(start["parent"])}
+        part["start"] = {"parent": science(start["parent"]), "checkpoint": start["checkpoint"], "take": start["take"]}
     return part
 
 
@@ -46,7 +46,7 @@ def _canonical(value: Any, path: str = "") -> Any:
         return {
             k: _canonical(v, inner[k])
             for k, v in value.items()
-            if not (inner[k][1:] in NEUTRAL and v == NEUTRAL[inner[k][1:]]) and inner[k] != ".start.overrides"
+            if not (inner[k][1:] in NEUTRAL and v == NEUTRAL[inner[k][1:]])
         }
     if isinstance(value, list | tuple):
         return [_canonical(item, path) for item in value]
