@@ -1,13 +1,11 @@
-"""Download a dataset's files: each is written beside its place, verified, then moved there in one step, so that
-neither a broken connection nor a full disk leaves half a file behind."""
+"""Download a dataset's files through torchvision: each is written beside its place, verified, then moved there in one
+step, so that neither a broken connection nor a full disk leaves half a file behind."""
 
 import gzip
 import hashlib
 import os
-import urllib.request
 import zlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +14,6 @@ from urllib.error import HTTPError, URLError
 from data.sources import File, Source
 
 CHUNK = 1 << 20  # bytes read at a time
-TIMEOUT = 30  # seconds without an answer
 
 
 class FetchError(OSError):
@@ -67,13 +64,6 @@ def fetch(source: Source, root: Path, say: Callable[[str], None]) -> None:
         say(f"{file.name}: downloaded and verified")
 
 
-def open_url(url: str) -> AbstractContextManager[BinaryIO]:
-    """The body of `url` as a stream."""
-    request = urllib.request.Request(url, headers={"User-Agent": "regrow"})
-    response: AbstractContextManager[BinaryIO] = urllib.request.urlopen(request, timeout=TIMEOUT)
-    return response
-
-
 def _download(source: Source, file: File, folder: Path) -> None:
     # Not tempfile: its files are readable by their owner only, and a data root is often shared.
     part = folder / f".{file.name}.{os.getpid()}.part"
@@ -100,21 +90,13 @@ def _download(source: Source, file: File, folder: Path) -> None:
 
 def _receive(url: str, part: Path) -> None:
     # What the network does wrong becomes a MirrorError; what the disk does wrong stays an OSError of its own.
-    try:
-        opened = open_url(url)
-    except (OSError, HTTPException) as error:
-        raise MirrorError(_reason(error)) from error
-    with opened as stream:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as target:
-            while chunk := _read(stream):
-                target.write(chunk)
+    from torchvision.datasets.utils import download_url
 
-
-def _read(stream: BinaryIO) -> bytes:
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.unlink(missing_ok=True)  # torchvision takes what lies there for the file
     try:
-        return stream.read(CHUNK)
-    except (OSError, HTTPException) as error:
+        download_url(url, str(part.parent), part.name)
+    except (URLError, ConnectionError, TimeoutError, HTTPException, RecursionError, RuntimeError) as error:
         raise MirrorError(_reason(error)) from error
 
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,14 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> sources.Source:
     return source
 
 
+class Response(io.BytesIO):
+    """What torchvision uses of an HTTP response."""
+
+    def __init__(self, body: bytes, url: str) -> None:
+        super().__init__(body)
+        self.url, self.length = url, len(body)
+
+
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
     """Replace the network by a dict url -> body or exception; gives the list of urls asked for."""
@@ -196,14 +205,17 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
     def install(answers: dict[str, bytes | Exception]) -> list[str]:
         asked: list[str] = []
 
-        def open_url(url: str) -> io.BytesIO:
-            asked.append(url)
+        def urlopen(request: urllib.request.Request) -> Response:
+            # torchvision asks once for redirects and once for the body, and over http where https broke.
+            url = request.full_url.replace("http:", "https:")
+            if asked[-1:] != [url]:
+                asked.append(url)
             answer = answers[url]
             if isinstance(answer, Exception):
                 raise answer
-            return io.BytesIO(answer)
+            return Response(answer, request.full_url)
 
-        monkeypatch.setattr(fetch, "open_url", open_url)
+        monkeypatch.setattr(urllib.request, "urlopen", urlopen)
         return asked
 
     return install
@@ -268,8 +280,7 @@ def test_fetch_without_a_working_mirror_says_why_and_leaves_nothing(
 ) -> None:
     serve({f"https://{host}.test/a.gz": answer for host in ("one", "two")})
     assert fetch_data.main(["toy", "--root", str(tmp_path)]) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "Traceback" not in said
+    *_, said = capsys.readouterr().err.splitlines()  # after torchvision's bar
     assert said.startswith("toy: a.gz could not be downloaded (https://one.test/a.gz: ")
     assert cause in said and "check the network connection" in said
     assert everything(tmp_path) == []
@@ -278,13 +289,13 @@ def test_fetch_without_a_working_mirror_says_why_and_leaves_nothing(
 def test_fetch_leaves_nothing_of_a_connection_that_breaks(
     toy: sources.Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Breaking(io.BytesIO):
+    class Breaking(Response):
         def read(self, size: int | None = -1, /) -> bytes:
             if self.tell() == 0:
                 return super().read(10)
             raise ConnectionResetError("Connection reset by peer")
 
-    monkeypatch.setattr(fetch, "open_url", lambda url: Breaking(PACKED["a.gz"]))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request: Breaking(PACKED["a.gz"], request.full_url))
     assert fetch_data.main(["toy", "--root", str(tmp_path)]) == 1
     assert "Connection reset by peer" in capsys.readouterr().err
     assert everything(tmp_path) == []
