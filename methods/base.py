@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from methods.allocation import prunable_weights
+from methods.knob import Knob
 from methods.masks import Masks
 
 Sparsity = Annotated[float, "0 <= x < 1"]
@@ -41,6 +42,9 @@ class Method:
     """
 
     keep_dense: list[str] = field(default_factory=list)
+
+    #: The hyperparameter that calibration turns, of a method that cannot be told its sparsity.
+    knob: ClassVar[Knob | None] = None
 
     def check(self, epochs: float) -> None:
         """Raise ValueError when the hyperparameters do not fit a run of that many epochs. Runs before anything else."""
@@ -107,6 +111,9 @@ class Masked(Method):
     """
 
     sparsity: Sparsity
+
+    # What these methods are told is the share of pruned layers' weights; another target must be searched for.
+    knob: ClassVar[Knob | None] = Knob(option="sparsity", low=0.0, high=0.9999, guess=0.9, scale="linear")
 
     def setup(self, model: nn.Module) -> nn.Module:
         model = super().setup(model)

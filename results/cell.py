@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from results.published import Published
+from results.statistics import interval, mean, sample_std
 
-#: Of a whole cell. The last two belong to `kind: config` tables: the composed config says something else than the
-#: paper, and the paper prints nothing there.
+#: Of a whole cell. differs: the composed config says something else than the paper; absent: the paper prints nothing
+#: there, and nothing was run; needs: a method, model or option of its configuration is not there yet.
 STATUSES = (
     "ok",
     "partial",
@@ -25,6 +25,7 @@ STATUSES = (
     "uncalibrated",
     "differs",
     "absent",
+    "needs",
 )
 
 # Of a cell without a single value: what a reader must know first.
@@ -33,8 +34,8 @@ _WORST = ("running", "failed", "diverged", "blocked", "missing")
 
 @dataclass(frozen=True)
 class Cell:
-    """`values`: the metric by seed, of the runs that completed; `states`: how each wanted seed stands
-    (completed, diverged, failed, running, blocked, missing). `text` is what a `kind: config` cell reads.
+    """`values`: the scaled metric by seed, of the runs that completed; `states`: how each wanted seed stands
+    (completed, diverged, failed, running, blocked, missing). `text` is what a cell of kind config reads.
     """
 
     paper: str
@@ -43,6 +44,7 @@ class Cell:
     column: str
     overrides: tuple[str, ...]
     key: str | None
+    kind: str = "runs"
     seeds: tuple[int, ...] = ()
     metric: str | None = None
     direction: str | None = None
@@ -55,6 +57,10 @@ class Cell:
     text: str | None = None
     fixed_status: str | None = None  #: of a cell whose status does not follow from its seeds
     published: Published | None = None
+    needs: tuple[str, ...] = ()
+    operands: tuple[str, ...] = ()  #: addresses of the cells that a derived one is made of
+    best: bool = False  #: the best of its comparison group beyond chance
+    footnotes: tuple[str, ...] = ()  #: what to know of the runs behind it
     problems: tuple[str, ...] = ()
     config: Mapping[str, Any] | None = field(default=None, repr=False)
 
@@ -75,10 +81,25 @@ class Cell:
         return sample_std(list(self.values.values()))
 
     @property
+    def interval(self) -> tuple[float, float] | None:
+        """Student's 95 % confidence interval of the mean; None of fewer than two values."""
+        return interval(list(self.values.values()))
+
+    @property
+    def inside(self) -> bool | None:
+        """Whether the published mean lies inside the interval; None where they cannot be compared."""
+        if self.difference is None or self.published is None or self.published.mean is None:
+            return None
+        if self.interval is None:
+            return None
+        low, high = self.interval
+        return low <= self.published.mean <= high
+
+    @property
     def status(self) -> str:
         if self.fixed_status is not None:
             return self.fixed_status
-        if self.n == len(self.seeds):
+        if self.n and self.n == len(self.seeds):
             return "ok"
         if self.n:
             return "partial"
@@ -91,7 +112,7 @@ class Cell:
         if self.status == "diverged":
             whole = all(state == "diverged" for state in self.states.values())
             return whole and self.published is not None and self.published.mark == "diverged"
-        return self.status in ("ok", "absent")
+        return self.status == "absent" or (self.status == "ok" and (self.mean is None or math.isfinite(self.mean)))
 
     @property
     def difference(self) -> float | None:
@@ -103,21 +124,3 @@ class Cell:
     def count(self) -> Counter[str]:
         """How many wanted seeds are in each state."""
         return Counter(self.states.values())
-
-
-def mean(values: Sequence[float]) -> float | None:
-    """The arithmetic mean; None of nothing, and nan or inf as they come."""
-    if not values:
-        return None
-    if not all(map(math.isfinite, values)):
-        return sum(values) / len(values)
-    return statistics.fmean(values)
-
-
-def sample_std(values: Sequence[float]) -> float | None:
-    """The sample standard deviation (n - 1); None of fewer than two values, nan when one of them is not finite."""
-    if len(values) < 2:
-        return None
-    if not all(map(math.isfinite, values)):
-        return math.nan
-    return statistics.stdev(values)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from results import hyperparameters
-from results.address import Selection
+from results import hyperparameters, published
+from results.address import PAPERS, Selection, find_slot
+from results.calibration import CALIBRATIONS, applied
 from results.cell import Cell
 from results.collect import Collection
+from results.comparison import best_places
 from results.plan import Compose, composed
-from results.table import Line, Slot, Table
+from results.record import Record
+from results.table import Line, Slot, Table, operands
 from runner import identity
 from runner.compose import compose as compose_config
 from runner.errors import Misuse
@@ -29,6 +33,7 @@ class Sheet:
     rows: tuple[Line, ...]
     columns: tuple[Line, ...]
     cells: Mapping[tuple[str, str], Cell]
+    tests: int = 0  #: comparisons of best and runner-up that the whole table has
 
     @property
     def title(self) -> str:
@@ -40,92 +45,210 @@ class Sheet:
 
 
 def fill(
-    selection: Selection, runs: Collection, profile: str | None = None, compose: Compose = compose_config
+    selection: Selection,
+    runs: Collection,
+    profile: str | None = None,
+    compose: Compose = compose_config,
+    papers: Path = PAPERS,
+    calibrations: Path = CALIBRATIONS,
 ) -> Sheet:
     """Fills the selected cells; `profile` (any but `full`) changes every cell's overrides and so its runs."""
     profile = None if profile == FULL else profile
-    fill_cell = _FILL[selection.table.kind]
-    cells = {}
-    for slot in selection.slots(profile):
-        cells[slot.row.id, slot.column.id] = fill_cell(slot, profile, runs, compose)
-    return Sheet(selection.table, profile, selection.rows, selection.columns, cells)
+    table = selection.table
+    filler = _Filler(runs, profile, compose, papers, calibrations)
+    # Which cell is the best of its group depends on all of them, whatever part is wanted.
+    every = list(table.slots(profile))
+    filler.slots = {slot.address: slot for slot in every}
+    wanted = [slot for slot in every if table.groups or slot.place in selection.places]
+    cells = {slot.place: filler.fill(slot) for slot in wanted}
+    best, tests = best_places(table, cells)
+    chosen = {place: replace(cells[place], best=place in best) for place in cells if place in selection.places}
+    return Sheet(table, profile, selection.rows, selection.columns, chosen, tests)
 
 
-def _fill_from_runs(slot: Slot, profile: str | None, runs: Collection, compose: Compose) -> Cell:
-    seeds, metric = slot.settings.seeds, slot.settings.metric
-    assert seeds is not None and metric is not None  # results.table checks it
-    if not slot.calibrated:
-        return _cell(slot, profile, states=dict.fromkeys(seeds, "missing"), fixed_status="uncalibrated")
-    config = composed(slot, compose)
-    key = identity.key(config)
-    states, values, paths, problems = {}, {}, {}, []
-    for seed in seeds:
-        record = runs.get(key, seed)
+class _Filler:
+    """Fills slots, each once; a derived cell has its operands filled first."""
+
+    def __init__(
+        self, runs: Collection, profile: str | None, compose: Compose, papers: Path, calibrations: Path
+    ) -> None:
+        self.runs, self.profile, self.compose = runs, profile, compose
+        self.papers, self.calibrations = papers, calibrations
+        self.filled: dict[str, Cell] = {}
+        self.slots: dict[str, Slot] = {}
+        self.composed: dict[tuple[str, ...], tuple[dict[str, Any], str]] = {}
+
+    def fill(self, slot: Slot, above: tuple[str, ...] = ()) -> Cell:
+        """The slot's cell. `above`: the derived cells that wait for it."""
+        if slot.address in above:
+            raise Misuse(f"{slot.address} is derived from itself: {' <- '.join((*above, slot.address))}.")
+        if slot.address not in self.filled:
+            kind = slot.settings.kind
+            if slot.needs:
+                self.filled[slot.address] = self._cell(slot, fixed_status="needs")
+            elif kind == "derived":
+                self.filled[slot.address] = self._derived(slot, (*above, slot.address))
+            else:
+                self.filled[slot.address] = self._from_config(slot) if kind == "config" else self._from_runs(slot)
+        return self.filled[slot.address]
+
+    def _from_runs(self, slot: Slot) -> Cell:
+        seeds, metric, scale = slot.settings.seeds, slot.settings.metric, slot.settings.scale
+        assert seeds is not None and metric is not None and scale is not None  # results.settings.NEEDED
+        slot, notes = applied(slot, self.compose, self.calibrations)
+        if not slot.calibrated:
+            return self._cell(slot, states=dict.fromkeys(seeds, "missing"), fixed_status="uncalibrated")
+        config, key = self._compose(slot)
+        states: dict[int, str] = {}
+        values, records, problems = {}, {}, []
+        for seed in seeds:
+            record = self.runs.get(key, seed)
+            if record is None or record.status == "interrupted":
+                states[seed] = "blocked" if self._blocked(config, seed) else "missing"
+                continue
+            records[seed] = record
+            states[seed] = record.status
+            if record.status != "completed":
+                continue
+            value = record.value(metric)
+            if value is None:
+                states[seed] = "missing"
+                problems.append(f"{record.path}: has completed without the metric {metric} that {slot.address} reads.")
+            else:
+                values[seed] = value * scale
+        nothing = slot.unprinted and not records
+        return self._cell(
+            slot,
+            config=config,
+            key=key,
+            states=states,
+            values=values,
+            runs={seed: record.path for seed, record in records.items()},
+            footnotes=(*notes, *footnotes(list(records.values()))),
+            problems=tuple(problems),
+            fixed_status="absent" if nothing else None,
+        )
+
+    def _blocked(self, config: dict[str, Any], seed: int) -> bool:
+        """Whether a run that `config`'s run builds on has failed or diverged, so that it cannot begin."""
+        parent = identity.parent_config(config)
+        if parent is None:
+            return False
+        record = self.runs.get(identity.key(parent), seed)
         if record is None or record.status == "interrupted":
-            states[seed] = "blocked" if _blocked(config, seed, runs) else "missing"
-            continue
-        paths[seed] = record.path
-        states[seed] = record.status
-        if record.status != "completed":
-            continue
-        value = record.value(metric)
-        if value is None:
-            states[seed] = "missing"
-            problems.append(f"{record.path}: has completed without the metric {metric} that {slot.address} reads.")
+            return self._blocked(parent, seed)
+        return record.status in ("failed", "diverged", "blocked")
+
+    def _from_config(self, slot: Slot) -> Cell:
+        slot, _ = applied(slot, self.compose, self.calibrations)
+        if slot.unprinted or not slot.calibrated:  # a setting that the paper does not print need not even exist
+            return self._cell(slot, fixed_status="absent" if slot.unprinted else "uncalibrated")
+        config, key = self._compose(slot)
+        try:
+            text = hyperparameters.text(slot.settings, config)
+        except Misuse as error:
+            raise Misuse(f"{slot.address}: {error}") from error
+        printed = slot.published
+        if printed is None or printed.mark is not None:
+            status = "ok"  # nothing legible to compare with
         else:
-            values[seed] = value
-    return _cell(
-        slot, profile, config=config, key=key, states=states, values=values, runs=paths, problems=tuple(problems)
-    )
+            status = "ok" if text == printed.text else "differs"
+        return self._cell(slot, config=config, key=key, text=text, fixed_status=status)
+
+    def _derived(self, slot: Slot, above: tuple[str, ...]) -> Cell:
+        """Per seed where the operands share seeds; a config operand is a constant."""
+        expression = slot.settings.derive or ""
+        addresses = operands(expression, slot)
+        cells = {name: self._operand(address, above) for name, address in addresses.items()}
+        measured = {name: cell for name, cell in cells.items() if cell.text is None}
+        seeds = list(dict.fromkeys(s for cell in measured.values() for s in cell.seeds))
+        shared = [seed for seed in seeds if all(seed in cell.seeds for cell in measured.values())]
+        states = {seed: _worst([cell.states.get(seed, "missing") for cell in measured.values()]) for seed in shared}
+        values = {}
+        for seed in shared:
+            if all(seed in cell.values for cell in measured.values()):
+                values[seed] = self._arithmetic(slot, expression, cells, seed)
+        open_ = [cell.status for cell in cells.values() if cell.status in ("needs", "uncalibrated")]
+        absent = slot.unprinted and not values
+        problems = () if shared or not measured else (f"{slot.address}: its operands share no seed.",)
+        return self._cell(
+            slot,
+            seeds=tuple(shared),
+            states=states,
+            values=values,
+            operands=tuple(addresses.values()),
+            needs=tuple(dict.fromkeys(need for cell in cells.values() for need in cell.needs)),
+            footnotes=tuple(dict.fromkeys(note for cell in cells.values() for note in cell.footnotes)),
+            problems=problems,
+            fixed_status="absent" if absent else open_[0] if open_ else None,
+        )
+
+    def _operand(self, address: str, above: tuple[str, ...]) -> Cell:
+        if address not in self.slots:
+            self.slots[address] = find_slot(address, self.profile, self.papers)
+        return self.fill(self.slots[address], above)
+
+    def _arithmetic(self, slot: Slot, expression: str, cells: Mapping[str, Cell], seed: int) -> float:
+        def value_of(name: str) -> float:
+            cell = cells[name]
+            if cell.text is None:
+                return cell.values[seed]
+            number, _ = published.numbers(cell.text)
+            if number is None:
+                raise Misuse(f"{slot.address} calculates with {cell.address}, which reads '{cell.text}'.")
+            return number
+
+        value: float = hyperparameters.arithmetic(expression, value_of)
+        return value
+
+    def _compose(self, slot: Slot) -> tuple[dict[str, Any], str]:
+        """(config, key) of the slot, composed once for all slots of the same overrides."""
+        if slot.overrides not in self.composed:
+            config = composed(slot, self.compose)
+            self.composed[slot.overrides] = config, identity.key(config)
+        return self.composed[slot.overrides]
+
+    def _cell(self, slot: Slot, **measured: Any) -> Cell:
+        settings = slot.settings
+        common: dict[str, Any] = {"key": None, "seeds": settings.seeds or (), "needs": slot.needs}
+        return Cell(
+            paper=slot.table.split("/")[0],
+            table=slot.table,
+            row=slot.row.id,
+            column=slot.column.id,
+            overrides=slot.overrides,
+            kind=settings.kind or "runs",
+            metric=settings.metric,
+            direction=settings.direction,
+            unit=settings.unit or "",
+            digits=2 if settings.digits is None else settings.digits,
+            profile=self.profile,
+            published=slot.published,
+            **(common | measured),
+        )
 
 
-def _blocked(config: dict[str, Any], seed: int, runs: Collection) -> bool:
-    """Whether a run that `config`'s run builds on has failed or diverged, so that it cannot begin."""
-    parent = identity.parent_config(config)
-    if parent is None:
-        return False
-    record = runs.get(identity.key(parent), seed)
-    if record is None or record.status == "interrupted":
-        return _blocked(parent, seed, runs)
-    return record.status in ("failed", "diverged")
+def footnotes(records: list[Record]) -> tuple[str, ...]:
+    """What a reader of a cell must know of its runs: different library versions, uncommitted changes."""
+    notes = []
+    versions: dict[str, set[str]] = {}
+    for record in records:
+        for name, version in {"python": record.environment.get("python"), **_part(record, "packages")}.items():
+            if version is not None:
+                versions.setdefault(name, set()).add(str(version))
+    if mixed := [f"{name} {' and '.join(sorted(found))}" for name, found in versions.items() if len(found) > 1]:
+        notes.append(f"runs with different versions: {', '.join(mixed)}")
+    if dirty := sum(bool(_part(record, "git").get("dirty")) for record in records):
+        notes.append(f"{dirty} of {len(records)} run(s) from a tree with uncommitted changes")
+    return tuple(notes)
 
 
-def _fill_from_config(slot: Slot, profile: str | None, runs: Collection, compose: Compose) -> Cell:
-    config = composed(slot, compose)
-    try:
-        text = hyperparameters.text(slot.settings, config)
-    except Misuse as error:
-        raise Misuse(f"{slot.address}: {error}") from error
-    published = slot.published
-    if published is not None and published.mark == "absent":
-        status = "absent"
-    elif published is None or published.mark is not None:
-        status = "ok"  # nothing legible to compare with
-    else:
-        status = "ok" if text == published.text else "differs"
-    return _cell(slot, profile, config=config, key=identity.key(config), text=text, fixed_status=status)
+def _part(record: Record, name: str) -> Mapping[str, Any]:
+    part = record.environment.get(name)
+    return part if isinstance(part, Mapping) else {}
 
 
-def _cell(slot: Slot, profile: str | None, **measured: Any) -> Cell:
-    settings = slot.settings
-    return Cell(
-        paper=slot.table.split("/")[0],
-        table=slot.table,
-        row=slot.row.id,
-        column=slot.column.id,
-        overrides=slot.overrides,
-        **({"key": None} | measured),
-        seeds=settings.seeds or (),
-        metric=settings.metric,
-        direction=settings.direction,
-        unit=settings.unit or "",
-        digits=2 if settings.digits is None else settings.digits,
-        profile=profile,
-        published=slot.published,
-    )
-
-
-_FILL: dict[str, Callable[[Slot, str | None, Collection, Compose], Cell]] = {
-    "runs": _fill_from_runs,
-    "config": _fill_from_config,
-}
+def _worst(states: list[str]) -> str:
+    """The state of a seed that several runs make up."""
+    order = ("failed", "diverged", "blocked", "missing", "running", "completed")
+    return min(states, key=lambda state: order.index(state) if state in order else 0)

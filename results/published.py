@@ -12,8 +12,10 @@ from runner.errors import Misuse
 #: diverged: the paper says the run did not converge; absent: the paper prints no value; illegible: our copy is damaged.
 MARKS = ("diverged", "absent", "illegible")
 
-_NUMBER = r"[+-]?\d+(?:,\d{3})*(?:\.\d+)?"
-_MEAN_STD = re.compile(rf"({_NUMBER})(?:\s*(?:\+-|±)\s*({_NUMBER}))?")
+_NUMBER = r"[+−-]?\d+(?:,\d{3})*(?:\.\d+)?"
+#: What may follow a printed number without making it another number: 73.57%, 0.29×, 6.79 M, 97.10 ms, 6253.69 (secs).
+_UNIT = r"\s*(?:%|×|x|[KMGE]|ms|s|secs|\(secs\))"
+_MEAN_STD = re.compile(rf"({_NUMBER})(?:\s*(?:\+-|±)\s*({_NUMBER}))?(?:{_UNIT})?")
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,8 @@ def parse(entry: object, where: str) -> Published:
             return Published(text="", mark=entry)
         if not entry.strip():
             raise Misuse(f"{where} is an empty text; write absent where the paper prints nothing.")
-        match = _MEAN_STD.fullmatch(entry.strip())
-        mean, std = match.groups() if match else (None, None)
-        return Published(text=entry.strip(), mean=_float(mean), std=_float(std))
+        mean, std = numbers(entry)
+        return Published(text=entry.strip(), mean=mean, std=std)
     if isinstance(entry, int | float):
         raise Misuse(f"{where} is the bare number {entry}; put it in quotes, so that its printed digits stay.")
     fields = check_fields(entry, where, ("mean", "std", "text"), required=("mean", "text"))
@@ -54,5 +55,12 @@ def parse(entry: object, where: str) -> Published:
     return Published(text=fields["text"], mean=fields["mean"], std=fields.get("std"))
 
 
+def numbers(text: str) -> tuple[float | None, float | None]:
+    """(mean, std) as a printed text says them, its unit left aside; (None, None) where it is no single number."""
+    match = _MEAN_STD.fullmatch(text.strip())
+    mean, std = match.groups() if match else (None, None)
+    return _float(mean), _float(std)
+
+
 def _float(text: str | None) -> float | None:
-    return None if text is None else float(text.replace(",", ""))
+    return None if text is None else float(text.replace(",", "").replace("−", "-"))

@@ -79,16 +79,23 @@ def _cells(overrides: list[str]) -> list[list[str]]:
     if not addresses:
         return [overrides]
     from results.address import find_slot
+    from results.calibration import applied
+    from runner.compose import compose
     from runner.errors import Misuse
 
     jobs = []
     for address in addresses:
-        slot = find_slot(address)
-        if slot.settings.seeds is None:
-            raise Misuse(f"{address} is read from the configuration; there is nothing to run.")
-        if not slot.calibrated:
-            raise Misuse(f"{address} has a knob that is not known yet; give it a value on the command line.")
-        seeds = [] if any(o.startswith("seed=") for o in others) else [f"seed={seed}" for seed in slot.settings.seeds]
+        slot, _ = applied(find_slot(address), compose)
+        if slot.settings.kind != "runs":
+            source = "other cells" if slot.settings.kind == "derived" else "the configuration"
+            raise Misuse(f"{address} is read from {source}; there is nothing to run.")
+        if slot.needs:
+            raise Misuse(f"{address} cannot run yet: it needs {', '.join(slot.needs)}.")
+        knob = (slot.knob or "").removesuffix("???")
+        if knob and not any(o.startswith(knob) for o in others):
+            raise Misuse(f"{address} has the open knob {knob}; python scripts/calibrate.py {address} finds its value.")
+        named = any(o.startswith("seed=") for o in others)
+        seeds = [] if named else [f"seed={seed}" for seed in slot.settings.seeds or ()]
         jobs += [[*slot.overrides, *seed, *others] for seed in ([[s] for s in seeds] or [[]])]
     return jobs
 

@@ -19,7 +19,7 @@ from results import ledger, number
 from results.address import select
 from results.collect import LOGGED, Collection, write_packed
 from results.command import Arguments, collect_runs, say
-from results.plan import composed
+from results.plan import plan
 from results.record import STATUSES, Record
 from results.render import ledger as text
 from runner.compose import compose, groups
@@ -229,11 +229,9 @@ def _stages(runs: Collection, roots: Iterable[Path]) -> Iterable[Config]:
             yield from (task.config for task in load(file))
     profiles = {ledger.row(record)["profile"] for record in runs.runs.values()} - {None, "full"}
     for selection in select():
-        if selection.table.kind == "runs":
-            for profile in (None, *sorted(profiles)):
-                for slot in selection.slots(profile):
-                    if slot.calibrated and _may_be_stage(slot.overrides):
-                        yield from ({**composed(slot), "seed": seed} for seed in slot.settings.seeds or ())
+        for profile in (None, *sorted(profiles)):
+            slots = [slot for slot in selection.slots(profile) if not slot.needs and _may_be_stage(slot.overrides)]
+            yield from (run.config for run in plan(slots))
 
 
 def _may_be_stage(overrides: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from results.address import find_slot, select
-from results.cell import mean, sample_std
+from results.statistics import mean, sample_std
 from results.collect import collect
 from results.fill import Sheet, fill
 from results.plan import plan
@@ -47,7 +47,7 @@ def filled(tmp_path: Path, *addresses: str, profile: str | None = None, **change
     """The toy table with `changes`, filled from the runs below tmp_path/runs."""
     papers = write_table(tmp_path / "papers", **changes)
     (selection,) = select(addresses or ["toys"], papers)
-    return fill(selection, collect([tmp_path / "runs"]), profile, fake_compose)
+    return fill(selection, collect([tmp_path / "runs"]), profile, fake_compose, papers)
 
 
 # Numbers
@@ -156,9 +156,12 @@ def test_the_best_epoch_can_be_asked_for(tmp_path: Path) -> None:
 
 
 def test_an_unknown_knob_is_uncalibrated_and_not_composed(tmp_path: Path) -> None:
-    rows = [{"id": "str", "title": "STR", "overrides": ["method=str", "method.unheard_of=???"]}]
-    cell = filled(tmp_path, rows=rows).cells["str", "s90"]
+    row = {"id": "str", "title": "STR", "overrides": ["method=str", "method.unheard_of=???"]}
+    target = {"metric": "effective/sparsity", "value": 0.9}
+    cell = filled(tmp_path, rows=[{**row, "target": target}]).cells["str", "s90"]
     assert (cell.status, cell.key, cell.settled) == ("uncalibrated", None, False)
+    with pytest.raises(Misuse, match="has the open knob method.unheard_of=.*but no target"):
+        filled(tmp_path, rows=[row])
 
 
 def test_an_across_row_has_one_run_for_all_columns(tmp_path: Path) -> None:
@@ -218,7 +221,9 @@ def test_plan_has_each_run_once_with_all_its_cells(tmp_path: Path) -> None:
 def test_plan_takes_the_profile_and_knows_parents_and_leaves_out_the_uncalibrated(tmp_path: Path) -> None:
     rows = [
         {"id": "stage", "title": "Stage", "overrides": ["method=gmp", "stage=dense"]},
-        {"id": "str", "title": "STR", "overrides": ["method=???"]},
+        {"id": "str", "title": "STR", "overrides": ["method=???"], "target": {"metric": "m", "value": 1}},
+        {"id": "dpf", "title": "DPF", "overrides": ["method=unheard_of"], "needs": ["method=unheard_of"]},
+        {"id": "echo", "title": "Echo", "overrides": ["method=gmp"], "kind": "config", "read": "method.name"},
     ]
     (selection,) = select(["toys"], write_table(tmp_path, rows=rows, seeds=[4]))
     runs = plan(selection.slots("short"), fake_compose)
@@ -286,7 +291,14 @@ def test_a_wrong_address_gets_the_nearest_name(tmp_path: Path, address: str, sen
         ({"rows": [{"id": "a/b", "title": "x"}]}, "has the id 'a/b'"),
         ({"rows": [{"id": "a"}]}, "lacks the field 'title'"),
         ({"rows": [{"id": "a", "title": "x", "acros": True}]}, "unknown field 'acros'. Did you mean 'across'?"),
-        ({"columns": [{"id": "a", "title": "x", "across": True}]}, "unknown field 'across'"),
+        ({"columns": [{"id": "a", "title": "x", "section": "s"}]}, "unknown field 'section'"),
+        ({"needs": ["dpf"]}, "needs 'dpf'; write what is missing as in method=dpf"),
+        ({"kind": "derived"}, "has no derive"),
+        ({"kind": "derived", "derive": "{s80} - {s70}"}, "is derived from {s70}, which is no cell"),
+        ({"kind": "config"}, "has no read"),
+        ({"scale": 0}, "it is a number other than 0"),
+        ({"target": {"metric": "m"}}, "lacks the field 'value'"),
+        ({"target": {"metric": "m", "value": "high"}}, "it is a number"),
         ({"metric": None}, "has metric: None"),
         ({"direction": "left"}, "it is up or down"),
         ({"seeds": []}, "it is a list of whole numbers"),
@@ -296,7 +308,14 @@ def test_a_wrong_address_gets_the_nearest_name(tmp_path: Path, address: str, sen
         ({"published": {"sets": {}}}, "unknown field 'sets'. Did you mean 'set'?"),
         ({"published": {"set": {"s99": "1.0"}}}, "unknown field 's99'"),
         ({"published": {"set": {"s90": 73.30}}}, "bare number 73.3; put it in quotes"),
-        ({"groups": {"all": ["dens"]}}, "unknown row 'dens'. Did you mean 'dense'?"),
+        ({"groups": {"all": ["dense", "set"]}}, "must be a mapping of fields"),
+        ({"groups": {"a": {"compare": "cells", "among": ["set"]}}}, "it is rows or columns"),
+        ({"groups": {"a": {"compare": "rows", "among": ["dens"]}}}, "unknown line 'dens'. Did you mean 'dense'?"),
+        ({"groups": {"a": {"compare": "rows", "among": ["set"]}}}, "compares one line with nothing"),
+        (
+            {"groups": {"a": {"compare": "columns", "among": ["s80", "s90"], "within": ["sets"]}}},
+            "unknown line 'sets'. Did you mean 'set'?",
+        ),
         ({"cells": {"set": {"s90": {"metrc": "x"}}}}, "unknown field 'metrc'. Did you mean 'metric'?"),
     ],
 )

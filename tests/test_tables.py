@@ -17,7 +17,7 @@ from results.address import select
 from results.collect import Collection, collect
 from results.fill import Sheet, fill
 from results.render import FORMATS
-from results.table import Settings
+from results.settings import Settings
 from runner import identity
 from runner.compose import compose
 from runner.errors import Misuse
@@ -97,15 +97,19 @@ def test_csv(tmp_path: Path) -> None:
     sheets = toy_sheets(tmp_path, published={"set": {"s90": "98.50 +- 0.10"}})
     lines = list(csv.DictReader(io.StringIO(FORMATS["csv"](sheets, True))))
     assert len(lines) == 4
+    # Student's t quantile for 2 degrees of freedom is 4.302653; 98 -+ 4.302653 / sqrt(3)
+    assert [round(float(lines[-1].pop(name)), 4) for name in ("low", "high")] == [95.5159, 100.4841]
     assert lines[-1] == {
         "table": "toys/first",
         "row": "set",
         "column": "s90",
+        "kind": "runs",
         "profile": "",
         "key": identity.key(fake_compose(SET90)),
         "metric": "test/accuracy",
         "unit": "%",
         "status": "ok",
+        "needs": "",
         "n": "3",
         "mean": "98.0",
         "std": "1.0",
@@ -115,6 +119,8 @@ def test_csv(tmp_path: Path) -> None:
         "published_std": "0.1",
         "published_text": "98.50 +- 0.10",
         "difference": "-0.5",
+        "inside": "True",
+        "best": "False",
         "overrides": "method=set method.sparsity=0.9",
     }
     assert (lines[2]["mean"], lines[2]["std"], lines[2]["status"]) == ("0.0", "", "partial")
@@ -127,13 +133,18 @@ def test_json(tmp_path: Path) -> None:
         (row, column) for row in ("dense", "set") for column in ("s80", "s90")
     ]
     key = identity.key(fake_compose(SET90))
+    assert cells[-1]["measured"].pop("interval") == pytest.approx([95.515862, 100.484138], abs=1e-6)
     assert cells[-1] == {
+        "address": "toys/first/set/s90",
         "table": "toys/first",
         "row": "set",
         "column": "s90",
         "profile": None,
         "key": key,
         "overrides": SET90,
+        "kind": "runs",
+        "needs": [],
+        "operands": [],
         "metric": "test/accuracy",
         "direction": "up",
         "unit": "%",
@@ -150,6 +161,9 @@ def test_json(tmp_path: Path) -> None:
             "text": None,
         },
         "difference": -0.5,
+        "inside": True,
+        "best": False,
+        "footnotes": [],
     }
     assert cells[2]["measured"]["values"] == [0.0] and cells[2]["measured"]["seeds"] == [1]
     assert cells[0]["published"] is None and cells[0]["difference"] is None
@@ -167,7 +181,14 @@ def test_json_stays_strict_with_nan(tmp_path: Path) -> None:
 
 
 CONFIG = {
-    "method": {"count": 20000, "tolerance": 0.1, "alpha": 1e-5, "period": "1:25 -> 100, 26:80 -> 1200"},
+    "method": {
+        "keep_dense": ["fc*", "conv1"],
+        "extra": [],
+        "count": 20000,
+        "tolerance": 0.1,
+        "alpha": 1e-5,
+        "period": "1:25 -> 100, 26:80 -> 1200",
+    },
     "schedule": {"epochs": 50, "lr": "1:25 -> 0.1, 26:50 -> 0.0004", "nesterov": True, "l1": 0, "name": "sgd"},
 }
 
@@ -194,6 +215,32 @@ def test_hyperparameters_in_the_papers_digits(read: str, number: str, text: str)
     assert hyperparameters.text(Settings(read=read, number=number), CONFIG) == text
 
 
+@pytest.mark.parametrize(
+    "read, text",
+    [
+        ("schedule.name", "sgd"),
+        ("schedule.nesterov", "Yes"),
+        ("{100 * method.tolerance:g} fwd, {schedule.epochs} bwd", "10 fwd, 50 bwd"),
+        ("{method.count / 1e6:.2f} M", "0.02 M"),
+        ("{schedule.epochs - 45.5:.1f}%", "4.5%"),
+        ("{-schedule.epochs + 1}", "-49"),
+        ("{schedule.name}, {method.alpha}, {method.tolerance}", "sgd, 1e-05, 0.1"),
+        ("method.keep_dense", "fc*, conv1"),
+        ("method.keep_dense.1", "conv1"),
+        ("method.extra", "none"),
+    ],
+)
+def test_texts_and_templates(read: str, text: str) -> None:
+    assert hyperparameters.text(Settings(read=read, number="plain"), CONFIG) == text
+
+
+def test_the_papers_words() -> None:
+    words = {"sgd": "Momentum SGD", "none": "Yes"}
+    assert hyperparameters.text(Settings(read="schedule.name", number="plain", words=words), CONFIG) == "Momentum SGD"
+    assert hyperparameters.text(Settings(read="method.extra", number="plain", words=words), CONFIG) == "Yes"
+    assert hyperparameters.text(Settings(read="method.keep_dense", number="plain", words=words), CONFIG) == "fc*, conv1"
+
+
 def test_what_must_hold_besides_is_checked() -> None:
     settings = Settings(read="schedule.epochs", number="whole", given={"schedule.nesterov": True})
     assert hyperparameters.text(settings, CONFIG) == "50"
@@ -206,13 +253,15 @@ def test_what_must_hold_besides_is_checked() -> None:
     [
         ("method.cuont", "plain", "has no 'method.cuont'. Did you mean 'count'?"),
         ("method.count.x", "plain", "has no 'method.count.x'"),
-        ("schedule.name", "plain", "neither a number nor epoch ranges"),
-        ("schedule.nesterov", "plain", "neither a number nor epoch ranges"),
+        ("method.keep_dense.2", "plain", "has no 'method.keep_dense.2'"),
+        ("schedule", "plain", "neither a number nor a text"),
+        ("{method.count:q}", "plain", "cannot print 20000"),
+        ("method.count / (method.count - 20000)", "plain", "divides by 0"),
         ("schedule.name + 1", "plain", "not both numbers"),
         ("method.count", "roundly", "'roundly' is no way to print a number"),
-        ("__import__('os')", "plain", "may hold config paths"),
-        ("method.count if 1 else 2", "plain", "may hold config paths"),
-        ("method..count", "plain", "is not a config path"),
+        ("__import__('os')", "plain", "may hold paths"),
+        ("method.count if 1 else 2", "plain", "may hold paths"),
+        ("method.count; 1", "plain", "is not a path"),
     ],
 )
 def test_a_mistake_in_reading_is_named(read: str, number: str, sentence: str) -> None:
@@ -255,13 +304,17 @@ def test_what_the_paper_leaves_blank_stays_blank(tmp_path: Path) -> None:
     assert sheet.complete
     text = FORMATS["md"]([sheet], True)
     assert table_line(text, "Rate") == "| Rate |  |" and table_line(text, "Epochs") == "| Epochs | 3 [illegible] |"
-    assert json.loads(FORMATS["json"]([sheet], True))[0]["measured"]["text"] == "1:2, 0.100; 3:3, 0.020"
+    assert json.loads(FORMATS["json"]([sheet], True))[0]["measured"]["text"] is None
 
 
 # The project's own tables
 
 
-def test_every_table_composes_and_its_cells_differ() -> None:
+# What follows from an architecture and is not what the paper prints; the tables' notes say why.
+DIFFERING = {"dpf/table3/dsr_s80/reached", "dpf/table3/dsr_s80/remaining"}
+
+
+def test_every_table_composes_and_reads_as_printed() -> None:
     selections = select()
     assert {selection.table.address for selection in selections} >= {
         "demo/digits",
@@ -272,13 +325,25 @@ def test_every_table_composes_and_its_cells_differ() -> None:
     }
     for selection in selections:
         sheet = fill(selection, Collection({}))
-        if selection.table.kind == "runs":
-            across = {row.id for row in sheet.rows if row.across}
-            keys: dict[str, set[Any]] = {}
-            for cell in sheet.cells.values():
-                assert cell.status == "missing", cell.address
-                keys.setdefault(cell.key or "", set()).add((cell.row, None if cell.row in across else cell.overrides))
-            assert all(len(places) == 1 for places in keys.values()), "two cells share a run"
+        for cell in sheet.cells.values():
+            if cell.kind == "runs":
+                unprinted = cell.published is not None and cell.published.mark == "absent"
+                wanted = "needs" if cell.needs else "uncalibrated" if any("???" in o for o in cell.overrides) else None
+                assert cell.status == (wanted or ("absent" if unprinted else "missing")), cell.address
+            elif cell.kind == "config":
+                differs = cell.status == "differs"
+                assert differs == (cell.address in DIFFERING), (cell.address, cell.text, cell.published)
+
+
+@pytest.mark.parametrize("address", ["demo/digits", "dsr/lenet_mnist", "dsr/wrn_cifar10"])
+def test_no_two_cells_of_a_table_share_a_run_unless_their_row_is_across(address: str) -> None:
+    (selection,) = select([address])
+    sheet = fill(selection, Collection({}))
+    across = {row.id for row in sheet.rows if row.across}
+    keys: dict[str, set[Any]] = {}
+    for cell in sheet.cells.values():
+        keys.setdefault(cell.key or "", set()).add((cell.row, None if cell.row in across else cell.column))
+    assert all(len(places) == 1 for places in keys.values())
 
 
 def test_dsr_table_4_comes_out_as_printed() -> None:
@@ -326,7 +391,7 @@ def test_published_dsr_values_are_those_that_are_quoted() -> None:
     published = {
         f"{selection.table.name}/{row}/{column}": entry.text
         for selection in select(["dsr"])
-        if selection.table.kind == "runs"
+        if selection.table.kinds == {"runs"}
         for (row, column), entry in selection.table.published.items()
     }
     imagenet = "resnet50_imagenet"

@@ -18,14 +18,22 @@ def render(sheets: Sequence[Sheet], published: bool = True) -> str:
 
 
 def cell_as_json(cell: Cell) -> dict[str, Any]:
-    """`measured.values` follow `measured.seeds`, the seeds that have a value; `states` has every wanted seed."""
+    """`measured.values` follow `measured.seeds`, the seeds that have a value; `states` has every wanted seed.
+
+    `interval` is the 95 % confidence interval of the mean, `inside` whether the published mean lies in it, `difference`
+    measured less published.
+    """
     return {
+        "address": cell.address,
         "table": cell.table,
         "row": cell.row,
         "column": cell.column,
         "profile": cell.profile,
         "key": cell.key,
         "overrides": list(cell.overrides),
+        "kind": cell.kind,
+        "needs": list(cell.needs),
+        "operands": list(cell.operands),
         "metric": cell.metric,
         "direction": cell.direction,
         "unit": cell.unit,
@@ -34,6 +42,7 @@ def cell_as_json(cell: Cell) -> dict[str, Any]:
             "mean": cell.mean,
             "std": cell.std,
             "n": cell.n,
+            "interval": None if cell.interval is None else list(cell.interval),
             "values": list(cell.values.values()),
             "seeds": list(cell.values),
             "states": {str(seed): state for seed, state in cell.states.items()},
@@ -42,4 +51,7 @@ def cell_as_json(cell: Cell) -> dict[str, Any]:
             "text": cell.text,
         },
         "difference": cell.difference,
+        "inside": cell.inside,
+        "best": cell.best,
+        "footnotes": list(cell.footnotes),
     }

@@ -16,20 +16,26 @@ FIELDS = (
     "table",
     "row",
     "column",
+    "kind",
     "profile",
     "key",
     "metric",
     "unit",
     "status",
+    "needs",
     "n",
     "mean",
     "std",
+    "low",
+    "high",
     "values",
     "text",
     "published_mean",
     "published_std",
     "published_text",
     "difference",
+    "inside",
+    "best",
     "overrides",
 )
 
@@ -48,9 +54,13 @@ def render(sheets: Sequence[Sheet], published: bool = True) -> str:
 def _flat(cell: dict[str, Any]) -> dict[str, Any]:
     printed = cell["published"] or {"mean": None, "std": None, "text": None, "mark": None}
     measured = cell["measured"]
+    low, high = measured["interval"] or (None, None)
     return {
         **cell,
         **measured,
+        "low": low,
+        "high": high,
+        "needs": " ".join(cell["needs"]),
         "values": " ".join(map(str, measured["values"])),
         "overrides": shlex.join(cell["overrides"]),
         "published_mean": printed["mean"],

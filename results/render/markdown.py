@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from results.cell import Cell
 from results.fill import Sheet
-from results.render.words import legend, shown
+from results.render.words import footnote_letters, legend, shown
 
 
 def render(sheets: Sequence[Sheet], published: bool) -> str:
@@ -18,23 +18,29 @@ def _sheet(sheet: Sheet, published: bool) -> str:
     lines = [f"## {_escaped(sheet.title)}", "", f"`{sheet.table.address}`", ""]
     lines.append(_line(["", *(_escaped(column.title) for column in sheet.columns)]))
     lines.append("|" + "---|" * (len(sheet.columns) + 1))
+    letters = footnote_letters(sheet)
     section = None
     for row in sheet.rows:
         if row.section != section and row.section is not None:
             lines.append(_line([f"**{_escaped(row.section)}**", *("" for _ in sheet.columns)]))
         section = row.section
         cells = (sheet.cells.get((row.id, column.id)) for column in sheet.columns)
-        lines.append(_line([_escaped(row.title), *("" if cell is None else _cell(cell, published) for cell in cells)]))
+        entries = ("" if cell is None else _cell(cell, published, letters) for cell in cells)
+        lines.append(_line([_escaped(row.title), *entries]))
     lines += ["", *(_escaped(sentence) + "  " for sentence in legend(sheet, published))]
+    lines += [f"<sup>{letter}</sup> {_escaped(note)}.  " for note, letter in letters.items()]
     if sheet.table.notes:
         lines += ["", *(f"- {_escaped(note)}" for note in sheet.table.notes)]
     return "\n".join(line.rstrip() if not line.endswith("  ") else line for line in lines) + "\n"
 
 
-def _cell(cell: Cell, published: bool) -> str:
+def _cell(cell: Cell, published: bool, letters: Mapping[str, str]) -> str:
     parts = shown(cell, published)
     text = _escaped(parts.value) + (f" ± {parts.std}" if parts.std else "")
+    text = f"**{text}**" if parts.best else text
     text += f" ({parts.remark})" if parts.remark else ""
+    if cell.footnotes:
+        text += f"<sup>{','.join(letters[note] for note in cell.footnotes)}</sup>"
     return text + (f" [{_escaped(parts.published)}]" if parts.published else "")
 
 

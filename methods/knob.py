@@ -1,0 +1,25 @@
+"""A knob: the hyperparameter by which a method that hits its sparsity only indirectly is calibrated. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knob:
+    """`option` of the method's section, searched in [low, high] from `guess` on.
+
+    `increasing`: a larger value makes more weights zero.
+    """
+
+    option: str
+    low: float
+    high: float
+    guess: float
+    scale: Literal["log", "linear"] = "log"
+    increasing: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.guess <= self.high or (self.scale == "log" and self.low <= 0):
+            raise ValueError(f"the knob {self.option} starts at {self.guess} in [{self.low}, {self.high}]")

@@ -1,0 +1,235 @@
+"""The search for a knob on known curves, its records, and a whole calibration with real runs."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from methods.knob import Knob
+from results import calibration
+from results.address import find_slot, select
+from results.collect import Collection
+from results.fill import fill
+from results.plan import plan
+from results.search import Search, Trial, refined, search
+from runner.compose import compose
+from runner.errors import Misuse
+from scripts import calibrate
+
+LOG = Knob(option="threshold", low=1e-4, high=1e2, guess=0.1)
+
+
+def saturating(scale: float) -> Callable[[float], float]:
+    """Like a threshold against weights of that scale: the share of |w| below it, w exponentially distributed."""
+    return lambda value: 1 - math.exp(-value / scale)
+
+
+@pytest.mark.parametrize("target", [0.5, 0.8, 0.9, 0.98, 0.995])
+@pytest.mark.parametrize("scale", [0.01, 0.3, 5.0])
+def test_a_smooth_curve_is_hit_within_a_few_runs(target: float, scale: float) -> None:
+    found = search(saturating(scale), LOG, target, 0.003, budget=10)
+    assert found.hit and found.best is not None
+    assert abs(saturating(scale)(found.best.value) - target) <= 0.003
+    assert len({trial.value for trial in found.trials}) == len(found.trials) <= 10
+
+
+def test_a_falling_curve_and_a_linear_scale() -> None:
+    knob = Knob(option="density", low=0.0, high=1.0, guess=0.5, scale="linear", increasing=False)
+    found = search(lambda value: 1 - value**2, knob, 0.9, 0.003, budget=8)
+    assert found.hit and found.best is not None and found.best.value == pytest.approx(math.sqrt(0.1), abs=0.005)
+
+
+def test_the_guess_may_be_right_at_once() -> None:
+    found = search(lambda value: 0.9, LOG, 0.9, 0.003, budget=8)
+    assert [trial.value for trial in found.trials] == [0.1] and found.ended == "within 0.003 of the target"
+
+
+def test_a_target_beyond_the_range_is_said() -> None:
+    found = search(lambda value: 0.5 * value / (1 + value), LOG, 0.9, 0.003, budget=50)
+    assert not found.hit and found.ended == "the target lies beyond the end of the knob's range, 100"
+
+
+def test_a_jump_over_the_target_is_said() -> None:
+    found = search(lambda value: 0.2 if value < 0.3 else 0.99, LOG, 0.9, 0.003, budget=200)
+    assert not found.hit and found.ended.startswith("the metric jumps across the target")
+
+
+def test_the_budget_is_kept() -> None:
+    found = search(saturating(0.3), LOG, 0.9, 1e-9, budget=5)
+    assert len(found.trials) == 5 and found.ended == "the budget of 5 run(s) is spent"
+    assert found.best is not None and not found.hit
+
+
+def test_a_diverged_run_went_too_far() -> None:
+    curve = saturating(0.01)
+    found = search(lambda value: math.nan if value > 0.05 else curve(value), LOG, 0.9, 0.003, budget=12)
+    assert found.hit and any(math.isnan(trial.reached) for trial in found.trials)
+
+
+def test_the_confirmation_corrects_for_longer_training() -> None:
+    """Long runs give other sparsities than short ones; each confirmation comes nearer, the fourth one hits."""
+    short, full = saturating(0.3), saturating(0.2)
+    found = search(short, LOG, 0.9, 0.003, budget=10)
+    assert found.best is not None
+    confirmed = [Trial(found.best.value, full(found.best.value))]
+    for _ in range(3):
+        value = refined(found, confirmed)
+        confirmed.append(Trial(value, full(value)))
+    off = [abs(trial.reached - 0.9) for trial in confirmed]
+    assert off[0] > 0.03 and off == sorted(off, reverse=True) and off[-1] < 0.003
+
+
+def test_a_knob_must_make_sense() -> None:
+    with pytest.raises(ValueError, match="starts at 5"):
+        Knob(option="x", low=0.1, high=1.0, guess=5)
+    with pytest.raises(ValueError):
+        Knob(option="x", low=0.0, high=1.0, guess=0.5)
+
+
+# Records and cells
+
+
+def table(papers: Path, **changes: Any) -> Path:
+    content = {
+        "title": "Digits",
+        "metric": "test/accuracy",
+        "direction": "up",
+        "seeds": [0],
+        "overrides": ["experiment=demo/digits", "method=static", "method.sparsity=???"],
+        "rows": [{"id": "static", "title": "Static"}],
+        "columns": [{"id": "e85", "title": "85 %", "target": {"metric": "effective/sparsity", "value": 0.85}}],
+        **changes,
+    }
+    path = papers / "own" / "digits.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content))
+    return papers
+
+
+def answer(papers: Path, root: Path, value: float | None, profile: str | None = None) -> calibration.Question:
+    asked = calibration.question(find_slot("own/digits/static/e85", profile, papers), compose)
+    calibration.write(calibration.path_of(asked, root), {"value": value, "reached": 0.8491})
+    return asked
+
+
+def test_a_record_gives_the_knob_which_enters_the_key(tmp_path: Path) -> None:
+    papers, root = table(tmp_path / "papers"), tmp_path / "calibrations"
+    (selection,) = select(["own"], papers)
+
+    def cell(profile: str | None = None) -> Any:
+        return fill(selection, Collection({}), profile, papers=papers, calibrations=root).cells["static", "e85"]
+
+    assert cell().status == "uncalibrated" and plan(selection.slots(), calibrations=root) == []
+    asked = answer(papers, root, 0.8505)
+    assert cell().status == "missing" and "method.sparsity=0.8505" in cell().overrides
+    assert "calibration, which reached 0.8491 of effective/sparsity where 0.85 was asked for" in cell().footnotes[0]
+    (run,) = plan(selection.slots(), calibrations=root)
+    assert run.config["method"]["sparsity"] == 0.8505 and run.key == cell().key
+    assert cell("smoke").status == "uncalibrated", "another profile is another question"
+    assert asked.id == calibration.question(find_slot("own/digits/static/e85", papers=papers), compose).id
+
+
+def test_another_target_or_method_is_another_question(tmp_path: Path) -> None:
+    slots = {}
+    for name, changes in {
+        "plain": {},
+        "target": {
+            "columns": [{"id": "e85", "title": "85 %", "target": {"metric": "effective/sparsity", "value": 0.86}}]
+        },
+        "metric": {"columns": [{"id": "e85", "title": "85 %", "target": {"metric": "mask/sparsity", "value": 0.85}}]},
+        "science": {"overrides": ["experiment=demo/digits", "method=gmp", "method.sparsity=???"]},
+        "machine": {
+            "overrides": ["experiment=demo/digits", "method=static", "method.sparsity=???", "trainer.threads=2"]
+        },
+    }.items():
+        slots[name] = find_slot("own/digits/static/e85", papers=table(tmp_path / name, **changes))
+    ids = {name: calibration.question(slot, compose).id for name, slot in slots.items()}
+    assert ids["machine"] == ids["plain"] and len(set(ids.values())) == 4
+
+
+def test_an_answer_without_a_value_leaves_the_cell_uncalibrated(tmp_path: Path) -> None:
+    papers, root = table(tmp_path / "papers"), tmp_path / "calibrations"
+    answer(papers, root, None)
+    (selection,) = select(["own"], papers)
+    sheet = fill(selection, Collection({}), papers=papers, calibrations=root)
+    assert sheet.cells["static", "e85"].status == "uncalibrated"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 99, "value": 1}', '{"schema": 1}'])
+def test_a_broken_record_is_named_and_never_passed_over(tmp_path: Path, text: str) -> None:
+    papers, root = table(tmp_path / "papers"), tmp_path / "calibrations"
+    path = calibration.path_of(answer(papers, root, 0.85), root)
+    path.write_text(text)
+    (selection,) = select(["own"], papers)
+    with pytest.raises(Misuse, match=path.name):
+        fill(selection, Collection({}), papers=papers, calibrations=root)
+
+
+@pytest.mark.parametrize("value, text", [(0.1, "0.1"), (1 / 3, "0.333333"), (1e-5, "1e-05"), (1e2, "100.0")])
+def test_values_are_spelt_so_that_they_hash_alike(value: float, text: str) -> None:
+    assert calibration.spelt(value) == text and float(text) == float(f"{value:.6g}")
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["method.sparsity=0.5"], "say which cells"),
+        (["own/digits", "--budget", "0"], "--budget 0 should be 1 or above"),
+        (["own/digits", "--tolerance", "0"], "--tolerance 0.0 should be above 0"),
+        (["own/digits", "--search", "shrot"], "Did you mean 'short'?"),
+        (["own/digist"], "Did you mean 'own/digits'?"),
+        (["own/digits", "seed=3"], "calibration takes the table's first seed"),
+    ],
+)
+def test_mistakes_get_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    assert calibrate.main(words, table(tmp_path), tmp_path / "c") == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_a_dry_run_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert calibrate.main(["own", "--dry-run", "--runs", str(tmp_path / "r")], table(tmp_path), tmp_path / "c") == 0
+    assert "method.sparsity for effective/sparsity = 0.85" in capsys.readouterr().out
+    assert not (tmp_path / "r").exists() and not (tmp_path / "c").exists()
+
+
+def test_a_method_without_that_knob_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    papers = table(tmp_path, overrides=["experiment=demo/digits", "method=gmp", "method.layer_floor=???"])
+    assert calibrate.main(["own", "--runs", str(tmp_path / "r")], papers, tmp_path / "c") == 2
+    assert "the method gmp declares method.sparsity as its knob, not method.layer_floor" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_real_calibration_hits_its_target_and_makes_the_cell_runnable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Static sparsity over the hidden layers only: the share over all weights must be searched for."""
+    column = {"id": "e85", "title": "85 %", "target": {"metric": "effective/sparsity", "value": 0.8505}}
+    papers, root = table(tmp_path / "papers", columns=[column]), tmp_path / "calibrations"
+    arguments = ["own", "--runs", str(tmp_path / "runs")]
+    assert calibrate.main(arguments, papers, root) == 0
+    assert "within" not in capsys.readouterr().err
+    (path,) = root.rglob("*.json")
+    record = json.loads(path.read_text())
+    assert record["hit"] and abs(record["reached"] - 0.8505) <= 0.003
+    profiles = [trial["profile"] for trial in record["tried"]]
+    assert profiles[0] == "short" and profiles[-1] == "full" and record["tried"][-1]["status"] == "completed"
+    (selection,) = select(["own"], papers)
+    (run,) = plan(selection.slots(), calibrations=root)
+    assert list((tmp_path / "runs").glob(f"**/{run.key}/seed0/summary.json")), "the confirmation is the cell's own run"
+    assert calibrate.main(arguments, papers, root) == 0
+    assert "has the answer already" in capsys.readouterr().out
+
+
+def test_the_best_trial_is_the_nearest_one() -> None:
+    trials = [Trial(1.0, 0.7), Trial(2.0, math.nan), Trial(3.0, 0.95)]
+    assert Search(LOG, 0.9, 0.003, trials).best == trials[2] and Search(LOG, 0.9, 0.003, []).best is None
