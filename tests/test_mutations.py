@@ -73,7 +73,7 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         if isinstance(item, pytest.Function) and item.originalname == "test_the_fault_is_caught"
     ]
     tree = tmp_path_factory.mktemp("tree")
-    for name in ("conf", "data", "methods", "models", "runner", "tests"):
+    for name in ("conf", "data", "methods", "models", "results", "runner", "scripts", "tests"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "mutations"))
     shutil.copy(ROOT / "pyproject.toml", tree)
     every = sorted({test for mutation in chosen for test in mutation.caught_by})
