@@ -1,0 +1,59 @@
+"""Every distinct configuration behind a cell of a table or figure builds, and takes a step on synthetic data."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.order import epoch_order
+from results import document
+from results.address import figures, load, select
+from results.plan import PlannedRun, plan
+from runner.compose import compose
+from runner.experiment import make, validate
+from runner.records import RunDirectory
+from runner.trainer import Trainer
+
+# Small inputs that every model of the dataset takes; the sizes of its images are another test's matter.
+SHAPES = {"mnist": [1, 28, 28], "digits": [1, 8, 8], "cifar10": [3, 32, 32], "imagenet": [3, 64, 64]}
+
+
+def distinct() -> list[PlannedRun]:
+    """One run of every key that can be composed today."""
+    tables = [selection.table for selection in select()]
+    tables += [load(path) for path in figures().values() if "table" not in document.load(path)]
+    runs = plan(slot for table in tables for slot in table.slots())
+    return list({run.key: run for run in reversed(runs)}.values())
+
+
+def small(config: dict[str, Any]) -> dict[str, Any]:
+    """The same experiment on four noise images of the dataset's kind, without its parent's weights."""
+    dataset = config["dataset"]
+    noise = compose(["dataset=synthetic", "dataset.train_size=4", "dataset.test_size=2"])["dataset"]
+    classes = {"mnist": 10, "digits": 10, "cifar10": 10}.get(dataset["name"], dataset.get("num_classes"))
+    noise |= {"shape": SHAPES[dataset["name"]], "num_classes": classes}
+    return {**config, "dataset": noise, "start": None, "schedule": {**config["schedule"], "batch_size": 2}}
+
+
+def test_there_are_configurations_to_build() -> None:
+    assert len(distinct()) >= 50
+
+
+@pytest.mark.slow
+def test_every_distinct_config_builds_and_takes_a_step(tmp_path: Path) -> None:
+    for number, run in enumerate(distinct()):
+        validate(run.config)  # as it stands in the table
+        directory = RunDirectory(tmp_path / str(number))
+        trainer = Trainer(make(small(run.config)), directory)
+        before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+        trainer.e.method.begin(trainer.ctx)
+        trainer.e.method.on_epoch(trainer.ctx)
+        trainer.model.train()
+        trainer.step(epoch_order(4, 0, 1)[:2])
+        moved = [name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])]
+        assert moved, f"{run.cells[0]}: a step changes nothing"
+        assert all(weight.isfinite().all() for weight in trainer.model.parameters()), run.cells[0]
+        effective = trainer.e.method.effective()
+        masks = trainer.e.method.masks()
+        assert all(not effective[name][~mask].any() for name, mask in masks.items()), f"{run.cells[0]}: the mask leaks"
