@@ -23,7 +23,7 @@ $(READY): requirements.lock pyproject.toml
 demo: setup ## train the digits table on this machine, then print it and draw its figures (out/demo)
 	$(PY) scripts/submit.py demo/digits --cluster local --wait
 	$(PY) scripts/make_tables.py demo/digits --format md --out out/demo
-	$(PY) scripts/make_figures.py demo/digits --out out/demo
+	$(PY) scripts/make_figures.py demo --out out/demo
 	@echo "The table and its figures are in out/demo, the runs behind them in runs."
 
 test: setup ## run the fast tests (MARKS="slow or ddp" picks others)

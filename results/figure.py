@@ -1,52 +1,89 @@
-"""Figure files, results/papers/<paper>/figures/<figure>.yaml, and the series that a filled table gives for them."""
+"""Figure files, results/papers/<paper>/figures/<figure>.yaml: which cells, on which axes, and what runs must record."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
-from results import document, hyperparameters, number
-from results.address import PAPERS, Selection, select
-from results.cell import Cell, mean, sample_std
-from results.collect import Collection
-from results.fill import Sheet, fill
-from results.plan import Compose
-from results.table import Line
+from results import document, settings, table
+from results.address import PAPERS, Selection, figures, select
+from results.calibration import applied
+from results.plan import Compose, composed, runnable
+from results.settings import Settings
+from results.table import Exceptional, Slot, Table
+from runner import identity
 from runner.compose import compose as compose_config
 from runner.errors import Misuse, nearest
+from runner.recorders import RECORDERS
 
-_FIELDS = ("title", "kind", "table", "rows", "columns", "metric", "x", "xlabel", "ylabel", "yscale")
-YSCALES = ("linear", "shortfall")
+#: What each kind of plot takes beside the fields of every figure.
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "points": ("x", "xscale", "yscale", "series", "metric", "scale"),
+    "curves": ("xscale", "yscale", "series", "metric", "scale"),
+    "layers": ("yscale", "series", "scale"),
+    "heatmap": ("metric", "scale"),
+    "schedule": ("x", "xscale", "yscale", "series", "metric", "scale"),
+}
+#: Kinds that nothing draws yet: such a figure needs plot=KIND, whether its file says so or not.
+UNDRAWABLE = ("schedule",)
+#: density: the logarithm of 1 - x, for sparsities; shortfall: of the distance to 100 %, for accuracies.
+XSCALES = ("linear", "log", "density")
+YSCALES = ("linear", "log", "shortfall")
+
+_COMMON = ("title", "plot", "xlabel", "ylabel", "records", "needs", "notes")
+_OF_TABLE = ("table", "rows", "columns")
+
+
+class NotDrawn(Misuse):
+    """There is nothing to draw (yet): what the figure needs is not there, or none of its runs is."""
+
+
+@dataclass(frozen=True)
+class RunMetric:
+    """A position that is read from the runs: the mean over the seeds of `scale` times the metric."""
+
+    metric: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class Figure:
-    """`kind: sparsity_accuracy`: each row's cells over the columns; `x` is the config path of a cell's position.
+    """`points`: a series per row over the columns, at `x`. `curves`: a metric by epoch, a curve per cell. `layers`: the
+    sparsity of every layer at the end, a series per cell. `heatmap`: rows x columns.
 
-    `kind: curves`: each row's metric over the epochs, of one column.
+    `series: columns`: a series per column over the rows, and where these have sections, per column and section.
     """
 
     address: str  #: PAPER/FIGURE
     title: str
-    kind: str
-    table: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    metric: str | None
-    x: str
+    kind: str  #: what the file says in `plot`
+    selection: Selection  #: the cells; a metric of the figure's own is put in place of theirs
+    x: str | RunMetric  #: an expression over the configuration, or a metric
     xlabel: str
     ylabel: str
-    yscale: str  #: linear, or shortfall: the distance to 100 % on a logarithmic axis
+    xscale: str
+    yscale: str
+    series: str  #: rows or columns
+    records: tuple[str, ...]
+    needs: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def table(self) -> str:
+        """The address of the table whose cells it draws; its own where it has cells of its own."""
+        return self.selection.table.address
 
 
 @dataclass(frozen=True)
 class Series:
     """One line: `mean` and `std` at each `x`; `std` is None where there is one run only.
 
-    `flat`: one value for all x. `place` is the row's place among the table's rows of its sort and fixes its looks, so
-    that a row looks the same in every figure of its table.
+    `published`: what the paper prints, as (x, mean, std). `place` is the line's place among the table's lines of its
+    sort and fixes its looks, so that it looks the same in every figure of its table. `reference`: dense networks and
+    lines that hold for the whole other axis. `flat`: one value for all x.
     """
 
     title: str
@@ -54,23 +91,33 @@ class Series:
     mean: tuple[float, ...]
     std: tuple[float | None, ...]
     place: int
+    reference: bool = False
     flat: bool = False
+    published: tuple[tuple[float, float, float | None], ...] = ()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A heatmap: `values` by row and column, nan where there is none; `texts` say what stands there."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+    texts: tuple[tuple[str, ...], ...]
+    label: str
 
 
 @dataclass(frozen=True)
 class Plotted:
-    """A figure ready to be drawn, and sentences on what is not in it."""
+    """A figure ready to be drawn, and sentences on what is not in it. `names`: of layers, at x = 0, 1, ..."""
 
     figure: Figure
     title: str
     profile: str | None
-    series: tuple[Series, ...]
-    remarks: tuple[str, ...]
-
-
-def figures(papers: Path = PAPERS) -> dict[str, Path]:
-    """Address PAPER/FIGURE -> file, in order."""
-    return {f"{path.parents[1].name}/{path.stem}": path for path in sorted(papers.glob("*/figures/*.yaml"))}
+    series: tuple[Series, ...] = ()
+    remarks: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    grid: Grid | None = None
 
 
 def choose(addresses: Sequence[str] = (), papers: Path = PAPERS) -> list[Figure]:
@@ -88,127 +135,153 @@ def choose(addresses: Sequence[str] = (), papers: Path = PAPERS) -> list[Figure]
     return [load(files[name], papers) for name in wanted or files]
 
 
+def records(
+    slots: Iterable[Slot], compose: Compose = compose_config, profile: str | None = None, papers: Path = PAPERS
+) -> dict[str, tuple[str, ...]]:
+    """Key -> what the runs of these slots must record, for all figures of all papers; other keys are left out.
+
+    `profile`: the one that the slots were made with. Cells that need what is not there yet ask for nothing.
+    """
+    found: dict[str, set[str]] = {}  # key -> names of recorders
+    keys: dict[tuple[str, ...], str] = {}
+
+    def key(slot: Slot) -> str:
+        if slot.overrides not in keys:
+            keys[slot.overrides] = identity.key(composed(slot, compose))
+        return keys[slot.overrides]
+
+    # Only files that ask for records, and only then their cells: tables are many and long.
+    contents = {path: document.load(path) for path in figures(papers).values()}
+    recorded = [load(path, papers) for path, content in contents.items() if "records" in content]
+    read = [(figure, slot) for figure in recorded if not figure.needs for slot in figure.selection.slots(profile)]
+    wanted = {key(slot) for slot in slots if runnable(slot)} if read else set()
+    for figure, asked in read:
+        slot, _ = applied(asked, compose)
+        if runnable(slot) and key(slot) in wanted:
+            found.setdefault(key(slot), set()).update(figure.records)
+    return {name: tuple(each for each in RECORDERS if each in names) for name, names in found.items()}
+
+
+def recorder_of(metric: str) -> str | None:
+    """The name of the recorder that gives `metric` by epoch; None for what every run has."""
+    fitting = (name for name, each in RECORDERS.items() if any(fnmatchcase(metric, p) for p in each.metrics))
+    return next(fitting, None)
+
+
 def load(path: Path, papers: Path = PAPERS) -> Figure:
     """The figure in `path`; Misuse names any mistake."""
     content = document.load(path)
     where = str(path)
-    document.check_fields(content, where, _FIELDS, required=("title", "kind", "table"))
-    for name, value in content.items():
-        good = isinstance(value, list) and value if name in ("rows", "columns") else isinstance(value, str)
-        if not good:
-            raise Misuse(
-                f"{where} has {name}: {value!r}; it is a {'list of ids' if name in ('rows', 'columns') else 'text'}."
-            )
-    if content["kind"] not in _PLOT:
-        raise Misuse(f"{where} has the unknown kind '{content['kind']}'.{nearest(content['kind'], list(_PLOT))}")
-    if str(content["table"]).count("/") != 1:
-        raise Misuse(f"{where} has table: {content['table']}; it is an address PAPER/TABLE.")
-    table = select([content["table"]], papers)[0].table
-    if table.kind != "runs":
-        raise Misuse(f"{where}: {content['table']} is no table of runs; it has nothing to draw.")
-    chosen: dict[str, tuple[str, ...]] = {}
-    for name, lines in (("rows", table.rows), ("columns", table.columns)):
-        ids = [line.id for line in lines]
-        chosen[name] = tuple(content.get(name, ids))
-        for line in chosen[name]:
-            if line not in ids:
-                raise Misuse(f"{where}: {content['table']} has no {name[:-1]} '{line}'.{nearest(str(line), ids)}")
-    if content["kind"] == "curves" and len(chosen["columns"]) != 1:
-        raise Misuse(f"{where} draws curves of one column; name it, as in columns: [{chosen['columns'][0]}].")
-    yscale = content.get("yscale", "linear")
-    if yscale not in YSCALES:
-        raise Misuse(f"{where} has the unknown yscale '{yscale}'.{nearest(yscale, YSCALES)}")
-    return Figure(
-        address=f"{path.parents[1].name}/{path.stem}",
-        title=content["title"],
-        kind=content["kind"],
-        table=content["table"],
-        rows=chosen["rows"],
-        columns=chosen["columns"],
-        metric=content.get("metric"),
-        x=content.get("x", "method.sparsity"),
-        xlabel=content.get("xlabel", "epoch" if content["kind"] == "curves" else "sparsity"),
-        ylabel=content.get("ylabel", ""),
-        yscale=yscale,
+    address = f"{path.parents[1].name}/{path.stem}"
+    if "plot" not in content:
+        raise Misuse(f"{where} lacks the field 'plot'.{nearest('', KINDS)}")
+    kind = _one_of(content, "plot", where, tuple(KINDS))
+    own = () if "table" in content else tuple(name for name in table.FIELDS if name not in _OF_TABLE)
+    document.check_fields(
+        content,
+        where,
+        dict.fromkeys((*_COMMON, *_OF_TABLE, *KINDS[kind], *own)),
+        required=("title", *(("table",) if "table" in content else ("rows", "columns"))),
     )
+    needs = document.texts(content.get("needs", []), f"{where}: needs")
+    if "table" in content:
+        selection = _of_table(content, where, papers)
+    else:
+        fields = {name: value for name, value in content.items() if name in table.FIELDS}
+        cells = table.parse(fields, path.parents[1].name, path.stem, where)
+        selection = Selection(cells, frozenset(slot.place for slot in cells.slots()))
+    if kind in UNDRAWABLE and f"plot={kind}" not in needs:
+        needs = (*needs, f"plot={kind}")
+    default_x = "method.sparsity" if kind == "points" else ""
+    x = _x(content.get("x", default_x), f"{where}: x")
+    figure = Figure(
+        address=address,
+        title=document.text(content["title"], f"{where}: title"),
+        kind=kind,
+        selection=selection,
+        x=x,
+        xlabel=_label(content, "xlabel", where, _XLABELS.get(kind, "") or (x if isinstance(x, str) else x.metric)),
+        ylabel=_label(content, "ylabel", where, ""),
+        xscale=_one_of(content, "xscale", where, XSCALES if kind != "curves" else ("linear", "log")),
+        yscale=_one_of(content, "yscale", where, YSCALES),
+        series=_one_of(content, "series", where, ("rows", "columns")),
+        records=_records(content, where, needs),
+        needs=needs,
+        notes=document.texts(content.get("notes", []), f"{where}: notes"),
+    )
+    _check_metrics(figure, where)
+    return figure
 
 
-def plot(
-    figure: Figure,
-    runs: Collection,
-    profile: str | None = None,
-    compose: Compose = compose_config,
-    papers: Path = PAPERS,
-) -> Plotted:
-    """The figure's series. Cells without a value are left out and named; Misuse when nothing is left."""
-    table = select([figure.table], papers)[0].table
-    places = frozenset((row, column) for row in figure.rows for column in figure.columns)
-    sheet = fill(Selection(table, places), runs, profile, compose)
-    series, left_out = _PLOT[figure.kind](figure, sheet, runs)
-    if not series:
-        raise Misuse(f"{figure.address} would be empty: {figure.table} has no run with a value for it yet.")
-    remarks = [f"{figure.address}: not drawn: {', '.join(left_out)}."] if left_out else []
-    fewer = [f"{cell.row}/{cell.column} (n={cell.n})" for cell in sheet.cells.values() if cell.status == "partial"]
-    if fewer:
-        remarks.append(f"{figure.address}: drawn from fewer runs than the table asks for: {', '.join(fewer)}.")
-    suffix = f" (profile {sheet.profile})" if sheet.profile else ""
-    return Plotted(figure, figure.title + suffix, sheet.profile, tuple(series), tuple(remarks))
+_XLABELS = {"curves": "epoch", "layers": "layer", "heatmap": " "}
 
 
-def _sparsity_accuracy(figure: Figure, sheet: Sheet, runs: Collection) -> tuple[list[Series], list[str]]:
-    series, left_out = [], []
-    for row, cells in _rows(figure, sheet):
-        points = []
-        for cell in cells[:1] if row.across else cells:
-            middle = cell.mean
-            if middle is None or not math.isfinite(middle):
-                left_out.append(f"{cell.row}/{cell.column} ({cell.status if middle is None else middle})")
-                continue
-            x = math.nan if row.across else hyperparameters.lookup(figure.x, cell.config or {})
-            points.append((float(x), middle, cell.std))
-        if points:
-            x_values, means, deviations = zip(*sorted(points, key=lambda point: point[0]), strict=True)
-            series.append(Series(row.title, x_values, means, deviations, _place(row, sheet), flat=row.across))
-    return series, left_out
+def _of_table(content: Mapping[str, Any], where: str, papers: Path) -> Selection:
+    """The chosen cells of the table that the figure names."""
+    name = document.text(content["table"], f"{where}: table")
+    if name.count("/") != 1:
+        raise Misuse(f"{where} has table: {name}; it is an address PAPER/TABLE.")
+    source = select([name], papers)[0].table
+    chosen = {}
+    for axis, lines in (("rows", source.rows), ("columns", source.columns)):
+        ids = [line.id for line in lines]
+        chosen[axis] = document.texts(content[axis], f"{where}: {axis}") if axis in content else tuple(ids)
+        for line in chosen[axis]:
+            if line not in ids:
+                raise Misuse(f"{where}: {name} has no {axis[:-1]} '{line}'.{nearest(line, ids)}")
+        if not chosen[axis]:
+            raise Misuse(f"{where} has {axis}: []; leave it out to draw them all.")
+    places = frozenset((row, column) for row in chosen["rows"] for column in chosen["columns"])
+    over = settings.parse({name: content[name] for name in ("metric", "scale") if name in content}, where)
+    if over.metric is not None or content["plot"] == "layers":
+        over = over.over(Settings(scale=1.0))
+    elif over.scale is not None:
+        raise Misuse(f"{where} has a scale but no metric that it belongs to; the cells' own is scaled already.")
+    return Selection(_with(source, places, over), places)
 
 
-def _curves(figure: Figure, sheet: Sheet, runs: Collection) -> tuple[list[Series], list[str]]:
-    series, left_out = [], []
-    for row, (cell,) in _rows(figure, sheet):
-        metric = figure.metric or (cell.metric or "").rpartition(":")[2]
-        histories = [_history(cell, seed, metric, runs) for seed in cell.values]
-        shared = sorted(set.intersection(*map(set, histories))) if histories else []
-        if not shared:
-            left_out.append(f"{cell.row}/{cell.column} ({f'no {metric} by epoch' if histories else cell.status})")
-            continue
-        values = [[history[epoch] for history in histories] for epoch in shared]
-        means = tuple(math.nan if (m := mean(at_epoch)) is None else m for at_epoch in values)
-        deviations = tuple(sample_std(at_epoch) for at_epoch in values)
-        series.append(Series(row.title, tuple(map(float, shared)), means, deviations, _place(row, sheet), row.across))
-    return series, left_out
+def _with(source: Table, places: Iterable[tuple[str, str]], over: Settings) -> Table:
+    """`source` with `over` above the settings of these places; what a paper printed belongs to its own metric."""
+    if over == Settings():
+        return replace(source, groups=())
+    nothing = Exceptional()
+    cells = {place: source.cells.get(place, nothing) for place in places}
+    cells = {place: replace(cell, settings=over.over(cell.settings)) for place, cell in cells.items()}
+    return replace(source, cells={**source.cells, **cells}, published={}, groups=())
 
 
-_PLOT: dict[str, Callable[[Figure, Sheet, Collection], tuple[list[Series], list[str]]]] = {
-    "sparsity_accuracy": _sparsity_accuracy,
-    "curves": _curves,
-}
+def _x(entry: object, where: str) -> str | RunMetric:
+    if isinstance(entry, str):
+        return entry
+    fields = document.check_fields(entry, where, ("metric", "scale"), required=("metric",))
+    parsed = settings.parse(fields, where)
+    return RunMetric(document.text(fields["metric"], f"{where}: metric"), parsed.scale or 1.0)
 
 
-def _rows(figure: Figure, sheet: Sheet) -> list[tuple[Line, list[Cell]]]:
-    """The figure's rows in the table's order, each with its cells in the table's order."""
-    return [(row, [sheet.cells[row.id, column.id] for column in sheet.columns]) for row in sheet.rows]
+def _label(content: Mapping[str, Any], name: str, where: str, default: str) -> str:
+    return document.text(content[name], f"{where}: {name}") if name in content else default.strip()
 
 
-def _place(row: Line, sheet: Sheet) -> int:
-    return [line.id for line in sheet.table.rows if line.across == row.across].index(row.id)
+def _one_of(content: Mapping[str, Any], name: str, where: str, options: Sequence[str]) -> str:
+    value = content.get(name, options[0])
+    if value not in options:
+        raise Misuse(f"{where} has the unknown {name} '{value}'.{nearest(str(value), options)}")
+    return str(value)
 
 
-def _history(cell: Cell, seed: int, metric: str, runs: Collection) -> dict[int, float]:
-    """Epoch -> metric of one run; epochs without the metric are left out."""
-    record = runs.get(cell.key or "", seed)
-    history = {}
-    for line in record.metrics if record is not None else ():
-        value = number.read(line.get(metric))
-        if value is not None and isinstance(line.get("epoch"), int):
-            history[line["epoch"]] = value
-    return history
+def _records(content: Mapping[str, Any], where: str, needs: Sequence[str]) -> tuple[str, ...]:
+    names = document.texts(content.get("records", []), f"{where}: records")
+    for name in names:
+        if name not in RECORDERS and f"record={name}" not in needs:
+            raise Misuse(f"{where} has the unknown record '{name}'.{nearest(name, RECORDERS)}")
+    return names
+
+
+def _check_metrics(figure: Figure, where: str) -> None:
+    """A curve of what only a recorder knows must ask for it, or no run would have it."""
+    for slot in figure.selection.slots() if figure.kind == "curves" else ():
+        if slot.settings.kind != "runs":
+            raise Misuse(f"{where}: {slot.address} is not made of runs; it has no curve.")
+        recorder = recorder_of(slot.settings.metric or "")
+        if recorder is not None and recorder not in figure.records:
+            raise Misuse(f"{where} draws {slot.settings.metric} by epoch; add records: [{recorder}].")

@@ -134,6 +134,7 @@ def _summarise(trainer: Trainer, history: list[dict[str, Any]]) -> dict[str, Any
         "final": final,
         "best": best,
         "layers": trainer.layers(),
+        **trainer.recorders.summary(),
     }
 
 

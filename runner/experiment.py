@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from runner.build import build, check, check_arguments
 from runner.errors import Misuse
 from runner.identity import Config, key
 from runner.optim import Schedule
+from runner.recorders import check as check_records
 from runner.task import Classification
 
 # What the runner itself gives to the targets of these sections.
@@ -38,6 +39,10 @@ class Settings:
     compile: bool = False
     checkpoint_seconds: Annotated[float, "0 <= x"] = 60.0
     deterministic: bool = True
+    records: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_records(self.records)
 
 
 @dataclass

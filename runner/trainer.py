@@ -18,6 +18,7 @@ from runner import checkpoint
 from runner.errors import Misuse
 from runner.experiment import Experiment
 from runner.optim import L1
+from runner.recorders import Recorders, layers
 from runner.records import RunDirectory
 
 log = logging.getLogger("regrow")
@@ -61,6 +62,7 @@ class Trainer:
             raise Misuse(f"schedule.batch_size = {e.schedule.batch_size} exceeds the {e.data.train_size} samples.")
         rng = torch.Generator().manual_seed(derive(e.seed, "method"))
         self.ctx = Context(self.optimizer, rng, total_steps=steps * e.schedule.epochs, steps_per_epoch=steps)
+        self.recorders = Recorders(e.settings.records, e.method)
         self.adopted: dict[str, Tensor] | None = None  # a parent's masks, for a stage that takes them
         self.history: list[dict[str, Any]] = []
         self.sums: Tensor | None = None
@@ -77,6 +79,7 @@ class Trainer:
                 except ValueError as error:
                     raise Misuse(f"start.take = mask: {error}.") from None
             self.e.method.begin(self.ctx)
+            self.recorders.begin()
         while self.ctx.epoch <= self.e.schedule.epochs and not self.broken:
             self.train_epoch()
             self.ctx.epoch += 1
@@ -116,6 +119,7 @@ class Trainer:
         line |= {f"train/{name}": value for name, value in e.task.metrics(trained).items()}
         line |= {f"test/{name}": value for name, value in self.evaluate().items()}
         line |= {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in self.densities().items()}
+        line |= self.recorders.observe(ctx.epoch)
         line |= {"time/epoch_s": time.perf_counter() - began, "time/samples_per_s": samples / seconds}
         self.history.append(line)
         self.directory.append_metrics(line)
@@ -181,16 +185,7 @@ class Trainer:
 
     def layers(self) -> dict[str, dict[str, Any]]:
         """Per prunable weight: shape, kept (mask), nonzero (effective weights), total."""
-        masks = self.e.method.masks()
-        return {
-            name: {
-                "shape": list(weight.shape),
-                "kept": int(masks[name].count_nonzero()) if name in masks else weight.numel(),
-                "nonzero": int(weight.count_nonzero()),
-                "total": weight.numel(),
-            }
-            for name, weight in self.e.method.effective().items()
-        }
+        return layers(self.e.method)
 
     def save(self, due: bool) -> None:
         """Write a checkpoint if one is due (by time, or because the caller says so)."""
@@ -205,6 +200,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "method": self.e.method.state_dict(),
             "task": self.e.task.state_dict(),
+            "records": self.recorders.state_dict(),
             "position": {"step": self.ctx.step, "epoch": self.ctx.epoch, "batch": self.batch, "lr": self.ctx.lr},
             "sums": self.sums,
             "rng": {"method": self.ctx.rng.get_state(), "torch": torch.get_rng_state()},
@@ -226,6 +222,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.e.method.load_state_dict(state["method"])
         self.e.task.load_state_dict(state["task"])
+        self.recorders.load_state_dict(state.get("records", {}))
         position = state["position"]
         self.ctx.step, self.ctx.epoch, self.batch = position["step"], position["epoch"], position["batch"]
         self.ctx.lr = position["lr"]

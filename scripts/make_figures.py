@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from results.command import Arguments, checked_profile, collect_runs, say
-from results.figure import choose, plot
+from results.figure import NotDrawn, choose
+from results.series import plot
 from runner.errors import Misuse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw the figures and print their paths. Returns 0, 1 when one that was asked for is empty, 2 for a misuse."""
+    """Draw the figures and print their paths.
+
+    Returns 0, 1 when there is nothing yet to draw of one that was asked for by its own address, 2 for a misuse.
+    """
     parser = Arguments("make_figures.py", description="Draw figures from the runs at hand, as PNG and SVG.")
     parser.add_argument(
         "addresses", nargs="*", metavar="PAPER/FIGURE", help="PAPER or PAPER/FIGURE (default: every figure)"
@@ -27,23 +31,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Misuse as error:
         say([str(error)])
         return 2
-    from results.draw import save  # matplotlib takes a second to load, --help and mistakes should not
-
     say(runs.sentences())
-    drawn = empty = 0
+    code = 0
     for figure in figures:
         try:
             plotted = plot(figure, runs, profile)
+            from results.draw import save  # matplotlib takes a second to load; what draws nothing should not wait
+
             paths = save(plotted, options.out)
+        except NotDrawn as reason:
+            say([str(reason)])
+            code = max(code, int(figure.address in options.addresses))
+            continue
         except Misuse as error:
             say([str(error)])
-            empty += 1
+            code = 2
             continue
-        drawn += 1
         say(plotted.remarks)
         print("\n".join(map(str, paths)))
-    # Asked for all figures, those without runs yet are only named.
-    return 1 if empty and (options.addresses or not drawn) else 0
+    return code
 
 
 if __name__ == "__main__":
