@@ -89,14 +89,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m models.account",
         description="Parameters, multiply-accumulates and FLOPs of an architecture, per layer and in all.",
     )
-    parser.add_argument("name", metavar="NAME", help="an option of conf/model, such as wrn_28_2")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="an option of conf/model, such as wrn_28_2")
     parser.add_argument("overrides", metavar="model.KEY=VALUE", nargs="*", help="as for a run: model.depth=16")
     parser.add_argument("--in-shape", default="3,32,32", metavar="C,H,W", help="shape of one input (default: 3,32,32)")
     parser.add_argument("--num-classes", type=int, default=10, metavar="N", help="outputs (default: 10)")
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of the table")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the record to FILE")
+    parser.add_argument(
+        "--tables", action="store_true", help="write the records of all that tables use to results/architectures"
+    )
     given = parser.parse_args(arguments)
+    if (given.name is None) == (not given.tables):
+        parser.error("name one model, or ask for --tables")
     try:
+        if given.tables:
+            return _write_tables()
         in_shape = _shape(given.in_shape)
         config = section(given.name, given.overrides)
         result = account(build(config, in_shape, given.num_classes), in_shape)
@@ -113,6 +120,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(text, end="")
     else:
         render(f"{given.name} at {given.in_shape}, {given.num_classes} classes", result)
+    return 0
+
+
+def _write_tables() -> int:
+    from models.records import wanted, write
+
+    every = wanted()
+    changed, gone = write(every)
+    for name in changed:
+        print(f"written: {name}")
+    for name in gone:
+        print(f"removed: {name}, which no cell uses")
+    print(f"{len(every)} architecture(s), {len(changed)} of them new or changed.")
     return 0
 
 

@@ -30,7 +30,7 @@ from runner.records import SCHEMA, spell
 LOGGED = Path(__file__).resolve().parent / "logged"
 
 # completed, then diverged (a result too); a running run says more than one that has failed or was broken off.
-_RANK = {"completed": 0, "diverged": 1, "running": 2, "failed": 3, "interrupted": 4}
+_RANK = {"completed": 0, "diverged": 1, "running": 2, "failed": 3, "interrupted": 4, "blocked": 5}
 assert set(_RANK) == set(STATUSES)
 
 # Facts of one site, and no part of a key: a kept record is read elsewhere.

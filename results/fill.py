@@ -103,8 +103,10 @@ class _Filler:
         values, records, problems = {}, {}, []
         for seed in seeds:
             record = self.runs.get(key, seed)
-            if record is None or record.status == "interrupted":
+            if record is None or record.status in ("interrupted", "blocked"):
                 states[seed] = "blocked" if self._blocked(config, seed) else "missing"
+                if record is not None and states[seed] == record.status:  # it says why
+                    problems.append(f"{record.path}: {(record.summary or {}).get('reason')}.")
                 continue
             records[seed] = record
             states[seed] = record.status
@@ -130,14 +132,15 @@ class _Filler:
         )
 
     def _blocked(self, config: dict[str, Any], seed: int) -> bool:
-        """Whether a run that `config`'s run builds on has failed or diverged, so that it cannot begin."""
+        """Whether a run cannot begin: what it starts from failed or diverged, or it was blocked and still would be."""
         parent = identity.parent_config(config)
         if parent is None:
             return False
-        record = self.runs.get(identity.key(parent), seed)
-        if record is None or record.status == "interrupted":
-            return self._blocked(parent, seed)
-        return record.status in ("failed", "diverged", "blocked")
+        above = self.runs.get(identity.key(parent), seed)
+        if above is not None and above.status not in ("interrupted", "blocked"):
+            return above.status in ("failed", "diverged")
+        own = self.runs.get(identity.key(config), seed)
+        return (own is not None and own.status == "blocked") or self._blocked(parent, seed)
 
     def _from_config(self, slot: Slot) -> Cell:
         slot, _ = applied(slot, self.compose, self.calibrations)

@@ -15,8 +15,9 @@ from results import number
 from runner import identity, records
 from runner.records import SCHEMA
 
-#: How a run's record may stand. The first three are finished; an interrupted run has no summary and no holder.
-STATUSES = ("completed", "diverged", "failed", "running", "interrupted")
+#: How a run's record may stand. The first three are finished; an interrupted run has no summary and no holder; a
+#: blocked one could not begin when it was to, since its parent had no weights (runner.blocked).
+STATUSES = ("completed", "diverged", "failed", "running", "interrupted", "blocked")
 FINISHED = STATUSES[:3]
 
 SEED_DIRECTORY = re.compile(r"seed(\d+)")
@@ -80,7 +81,7 @@ def read_directory(path: Path) -> tuple[Record, list[Problem]]:
     if status not in ("completed", "diverged") and records.is_held(path):
         status, summary = "running", None
     key, seed = _checked_identity(config, summary, folder=path)
-    metrics = _metric_lines(path / "metrics.jsonl", status == "running", problems)
+    metrics = _metric_lines(path / "metrics.jsonl", status in ("running", "blocked"), problems)
     overrides: tuple[str, ...] = ()
     environment: Mapping[str, Any] = {}
     for name in ("overrides", "environment"):
@@ -151,19 +152,19 @@ def _checked_identity(config: Mapping[str, Any], summary: Mapping[str, Any] | No
 def _summary_status(summary: Mapping[str, Any]) -> str:
     if summary.get("schema") != SCHEMA:
         raise Unusable(f"has a summary of schema {summary.get('schema')!r}; this version reads schema {SCHEMA}")
-    if summary.get("status") not in FINISHED:
+    if summary.get("status") not in (*FINISHED, "blocked"):
         raise Unusable(f"has a summary with the unknown status {summary.get('status')!r}")
     return str(summary["status"])
 
 
-def _metric_lines(path: Path, running: bool, problems: list[Problem]) -> list[dict[str, Any]]:
-    """Every readable line. Only of a running run a missing file or half a line is no problem."""
+def _metric_lines(path: Path, unfinished: bool, problems: list[Problem]) -> list[dict[str, Any]]:
+    """Every readable line. Only of a running or blocked run a missing file or half a line is no problem."""
     try:
         lines, unreadable = records.read_metrics(path)
     except OSError as error:
         problems.append(Problem(path, f"cannot be read ({error.strerror}); the run has no curves."))
         return []
-    if not running:
+    if not unfinished:
         problems += [Problem(path, sentence.removeprefix(str(path)).strip() + ".") for sentence in unreadable]
         if not path.exists():
             problems.append(Problem(path, "is not there; the run has no curves."))

@@ -1,75 +1,30 @@
-"""A pool of persistent worker processes that executes a frozen submission on this machine. No torch in the pool itself.
-
-`python -m runner.pool TASKS_FILE WORKERS [DEVICE,DEVICE...]`: what a local submission leaves running.
-"""
+"""A pool of persistent worker processes that executes tasks on this machine. No torch in the pool itself."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, TextIO
 
-from runner.environment import ROOT
+from runner import blocked
+from runner.attempt import Outcome
 from runner.errors import Misuse
 from runner.progress import Progress, duration
-from runner.submission import CODES, Local, Outcome, Stop, Task, attempt, children, load, moved
+from runner.submission import Task, children
+from runner.worker import LAST, work
 
 ATTEMPTS = 2  # how often a run is begun when its worker dies
-WORKERS_LOG, POOL_LOG = "workers.log", "pool.log"
 _POLL_S = 2.0  # between looks at a run directory that another process holds
 _NUDGE_S = 1.0  # between requests to stop: the first may come before a worker listens
 _GRACE_S = 60.0  # for workers to save when the pool itself breaks
-# After these a worker ends: it was told to stop, or an error nobody foresaw may have spoilt its memory or its GPU.
-_LAST = ("interrupted", "failed")
-
-
-# The worker's side
-
-
-def work(connection: Connection, log: str) -> None:
-    """A worker: takes (index, task, weights) from the connection, sends ("epoch", ...) and ("done", index, outcome)."""
-    stop = Stop()
-    with open(log, "a") as file:  # what libraries print would break the bar; a crash leaves its traceback here
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    import runner.execute  # noqa: F401 (torch, once for all runs of this worker)
-
-    try:
-        connection.send(("ready",))
-        while not stop.asked and (message := connection.recv()) is not None:
-            index, task, weights = message
-
-            def tell(line: dict[str, Any], index: int = index) -> None:
-                _report(connection, stop, index, line)
-
-            outcome = attempt(task, tell, weights)
-            connection.send(("done", index, outcome))
-            if outcome.status in _LAST:
-                return
-    except (EOFError, OSError):
-        return  # the pool is gone
-
-
-def _report(connection: Connection, stop: Stop, index: int, line: dict[str, Any]) -> None:
-    try:
-        connection.send(("epoch", index, line["epoch"], line["time/epoch_s"]))
-    except OSError:
-        stop.asked = True  # without the pool nobody would stop this run: save it
-    stop.relay()
-
-
-# The pool's side
 
 
 @dataclass(eq=False)
@@ -171,7 +126,7 @@ class Pool:
                 self.progress.epoch(*content)
             else:
                 worker.index = None
-                worker.ending = content[1].status in _LAST
+                worker.ending = content[1].status in LAST
                 self._take(*content)
 
     def _take(self, index: int, outcome: Outcome) -> None:
@@ -195,6 +150,8 @@ class Pool:
         parts = [task.name, outcome.metric, duration(outcome.seconds) if outcome.seconds else "", outcome.status]
         line = "  ".join(part for part in parts if part)
         self.progress.settle(index, line + (f" ({outcome.reason})" if outcome.reason else ""))
+        if outcome.status == "blocked" and (problem := blocked.record(task, outcome.reason or "")):
+            self.progress.say(problem)
         if outcome.status != "completed":
             for child in children(self.tasks, index):
                 if child in self.waiting:
@@ -301,98 +258,3 @@ def _environment(**variables: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-# Whole submissions
-
-
-def capacity(tasks: Sequence[Task], local: Local) -> tuple[int, list[str]]:
-    """How many workers this machine gets, and the CUDA devices they share: one worker per device, else per CPU core.
-
-    Imports torch where a task may use a GPU.
-    """
-    trainers = [task.config["trainer"] for task in tasks]
-    devices = _devices() if any(trainer["device"] != "cpu" for trainer in trainers) else []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(int(trainer["threads"]) for trainer in trainers)
-    size = (len(devices) or max(1, cores // threads)) if local.workers == "auto" else local.workers
-    return min(size, len(tasks)), devices
-
-
-def _devices() -> list[str]:
-    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    count = torch.cuda.device_count()
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return visible[:count] if visible else [str(index) for index in range(count)]
-
-
-def execute_all(file: Path, size: int, devices: Sequence[str] = ()) -> int:
-    """Execute a frozen submission here and now, with progress and a last sentence.
-
-    Returns 0 (every run completed or diverged, which is a result, or is another process's), 1 (some failed or are
-    blocked) or 75 (a signal; what was running is saved).
-    """
-    tasks = load(file)
-    began = time.monotonic()
-    with Progress([int(task.config["schedule"]["epochs"]) for task in tasks]) as progress:
-        if sentence := moved(file.parent):
-            progress.say(sentence)
-        pool = Pool(tasks, size, progress, file.parent / WORKERS_LOG, devices)
-        pool.run()
-    for line in conclusion(tasks, pool.outcomes, time.monotonic() - began):
-        progress.say(line)
-    if pool.interrupted:
-        progress.say("Interrupted; what was running is saved. The same command goes on from there.")
-        return CODES["interrupted"]
-    bad = {"failed", "refused", "blocked"}
-    return 1 if any(outcome.status in bad for outcome in pool.outcomes.values()) else 0
-
-
-def conclusion(tasks: Sequence[Task], outcomes: Mapping[int, Outcome], seconds: float) -> list[str]:
-    """A sentence of counts, and one for every run that has not completed, with its log if it has one."""
-    count = Counter(outcome.status for outcome in outcomes.values())
-    left = len(tasks) - len(outcomes)
-    parts = [f"{count[status]} {status}" for status in CODES if count[status]] + ([f"{left} to do"] if left else [])
-    lines = [f"{len(tasks)} run(s) in {duration(seconds)}: {', '.join(parts)}."]
-    for index, outcome in sorted(outcomes.items()):
-        if outcome.status != "completed":
-            log = tasks[index].path / "log.txt"
-            where = f" (log: {log})" if outcome.status in ("failed", "diverged") and log.exists() else ""
-            lines.append(f"{outcome.status}: {tasks[index].name}: {outcome.reason}{where}")
-    return lines
-
-
-def start(file: Path, size: int, devices: Sequence[str], lock: TextIO) -> tuple[int, Path]:
-    """Leave a pool running in a session of its own; its process id and its log. It inherits the submission's lock."""
-    log = file.parent / POOL_LOG
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    with open(log, "a") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "runner.pool", str(file), str(size), ",".join(devices)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            pass_fds=(lock.fileno(),),
-            env={**os.environ, "PYTHONPATH": path},
-        )
-    return process.pid, log
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Execute all tasks of a file; returns what `execute_all` returns, or 2."""
-    try:
-        if len(arguments) not in (2, 3) or not arguments[1].isdecimal() or int(arguments[1]) < 1:
-            raise Misuse("python -m runner.pool takes a tasks file, a number of workers, and names of CUDA devices.")
-        return execute_all(
-            Path(arguments[0]), int(arguments[1]), [name for name in "".join(arguments[2:]).split(",") if name]
-        )
-    except Misuse as misuse:
-        print(f"regrow: {misuse}", file=sys.stderr)
-        return CODES["refused"]
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -104,7 +104,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: 1.2 s, 3 min 05 s, 2 h 10 min."""
+    """Seconds in words: 1.2 s, 3 min 05 s, 2 h 10 min, 12 d 7 h."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -112,4 +112,6 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    if whole < 72 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"

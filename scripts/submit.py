@@ -8,138 +8,30 @@ import shlex
 import shutil
 import signal
 import sys
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from results.address import select
+from results import figure
 from results.collect import LOGGED, write_atomically
 from results.command import Arguments, checked_profile, say
-from results.plan import PlannedRun, composed, plan
-from results.record import Unusable, read_packed
-from results.table import Slot
+from results.cost import Costs, measured
+from results.missing import Missing
+from results.plan import Compose, PlannedRun, plan
+from results.render import plan as text
+from results.wanted import wanted
+from runner.cluster import Local, Slurm, cluster, device_kind, parallel
 from runner.compose import compose, names, parse
+from runner.environment import CODE, git_state
 from runner.errors import Misuse
-from runner.identity import Config, key, parent_config, run_dir
-from runner.records import RunDirectory, is_held
-from runner.submission import (
-    SCRIPT,
-    TASKS,
-    Local,
-    Slurm,
-    Task,
-    array_command,
-    array_script,
-    cluster,
-    freeze,
-    hold,
-    levels,
-    new_folder,
-    queued,
-    submit_arrays,
-)
+from runner.identity import SCIENCE, Config
+from runner.queue import queued
+from runner.slurm import SCRIPT, array_script, arrays, submit_arrays
+from runner.submission import TASKS, Task, freeze, hold, new_folder
 
-#: How a planned run can stand. Those of the first two lines are left alone; the others are to do.
-DONE = ("complete", "diverged")
-LEFT = ("running", "queued", "blocked")
-TO_DO = ("missing", "interrupted", "failed")
-
-
-class Blocked(Exception):
-    """A run cannot be made: its parent has no weights; the text says why."""
-
-
-# A summary's status -> how the run stands; any other is to do again.
-_FINISHED = {"completed": "complete", "diverged": "diverged"}
 #: Sections whose overrides every run shares; others may name options that only some methods have.
-MACHINE = ("cluster", "runs")
-
-
-@dataclass
-class Missing:
-    """The tasks to submit, parents before their children, and how every planned run stands.
-
-    `queued`: the (key, seed) of submissions under way; `logged`: the folder of packed records.
-    """
-
-    queued: set[tuple[str, int]]
-    logged: Path
-    tasks: list[Task] = field(default_factory=list)
-    standings: Counter[str] = field(default_factory=Counter)
-    sentences: list[str] = field(default_factory=list)
-    _at: dict[tuple[str, int], int] = field(default_factory=dict)
-
-    def add(self, run: PlannedRun) -> None:
-        """Take a planned run in, with the parents that it lacks, if it is to do."""
-        config = compose(run.overrides)
-        standing = self._standing(config)
-        if standing in TO_DO:
-            try:
-                self._task(config, run.overrides)
-            except Blocked as obstacle:
-                standing = "blocked"
-                self._note(f"{run_dir(config['runs'], config)} is blocked: {obstacle}.")
-        self.standings[standing] += 1
-
-    def _task(self, config: Config, overrides: Sequence[str]) -> int:
-        """The index of the run's task, made if need be, after its parents'. Blocked when a parent has no weights."""
-        identity = key(config), config["seed"]
-        if identity not in self._at:
-            after = self._parent(config)
-            self.tasks.append(Task(config, tuple(overrides), after))
-            self._at[identity] = len(self.tasks) - 1
-        return self._at[identity]
-
-    def _parent(self, config: Config) -> tuple[int, ...]:
-        parent = parent_config(config)
-        if parent is None:
-            return ()
-        path = run_dir(parent["runs"], parent)
-        standing = self._standing(parent)
-        if standing in ("diverged", "blocked"):
-            raise Blocked(f"its parent {path} " + ("has diverged" if standing == "diverged" else "is not readable"))
-        here = (RunDirectory(path).summary() or {}).get("status") == "completed"
-        if standing == "complete" and here and any((path / "checkpoints").glob("*.pt")):
-            return ()
-        # Also one that another process is running, or one that is complete without a checkpoint: weights are needed.
-        return (self._task(parent, config["start"].get("overrides", ())),)
-
-    def _standing(self, config: Config) -> str:
-        path = run_dir(config["runs"], config)
-        identity = key(config), config["seed"]
-        try:
-            summary = RunDirectory(path).summary() or {}
-        except (Misuse, OSError) as error:
-            self._note(str(error))
-            return "blocked"
-        if summary.get("status") in _FINISHED:
-            return _FINISHED[summary["status"]]
-        if is_held(path):
-            return "running"
-        if identity in self.queued:
-            return "queued"
-        if logged := self._logged(config):
-            return logged
-        return "failed" if summary else "interrupted" if (path / "checkpoints").is_dir() else "missing"
-
-    def _logged(self, config: Config) -> str | None:
-        """How the run's packed record ended, if there is one."""
-        folder = run_dir(self.logged, config)
-        path = folder.with_name(f"{folder.name}.json")
-        if not path.exists():
-            return None
-        try:
-            status = read_packed(path)[0].status
-        except Unusable as error:
-            self._note(f"{path}: {error}.")
-            return None
-        return _FINISHED.get(status)
-
-    def _note(self, sentence: str) -> None:
-        if sentence not in self.sentences:
-            self.sentences.append(sentence)
+MACHINE = ("cluster", "runs", "trainer")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -161,13 +53,14 @@ def _parser() -> Arguments:
         "words",
         nargs="*",
         metavar="ADDRESS | KEY=VALUE",
-        help="PAPER, PAPER/TABLE, .../ROW or .../COLUMN; and overrides of every run, such as trainer.device=cpu, "
-        "cluster.workers=4, cluster.time=01:00:00",
+        help="PAPER, PAPER/TABLE, .../ROW or .../COLUMN, or patterns such as dsr/lenet_mnist/*/s90; and "
+        "overrides of every run, such as trainer.device=cpu, cluster.workers=4, cluster.time=01:00:00",
     )
     parser.add_argument("--profile", metavar="P", help="the cells at reduced cost: " + ", ".join(names("profile")))
     parser.add_argument("--seeds", metavar="0,1,2", help="these seeds instead of the table's")
     parser.add_argument("--cluster", metavar="C", help="where: " + ", ".join(names("cluster")) + " (default: local)")
-    parser.add_argument("--dry-run", action="store_true", help="print the runs (and SLURM's script); write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan (and SLURM's script); write nothing")
+    parser.add_argument("--list", action="store_true", help="with --dry-run: also every run and its overrides")
     parser.add_argument("--limit", metavar="N", help="at most N runs, parents included")
     parser.add_argument("--runs", metavar="DIR", help="the runs root (default: runs, or REGROW_RUNS)")
     parser.add_argument("--wait", action="store_true", help="local: stay, show the progress, return how it ended")
@@ -192,26 +85,56 @@ def _submit(options: Any) -> int:
     if isinstance(place, Slurm) and not options.dry_run and shutil.which("sbatch") is None:
         raise Misuse("there is no sbatch on this machine; see the script with --dry-run, or use --cluster local.")
 
-    slots = _slots(addresses, checked_profile(options.profile))
-    changed = [replace(slot, overrides=(*slot.overrides, *overrides)) for slot in slots]
-    if seeds is not None:
-        changed = [replace(slot, settings=replace(slot.settings, seeds=seeds)) for slot in changed]
-    runs = plan(changed)
-    missing = Missing(queued(site["runs"]), LOGGED)
-    for run in runs:
-        missing.add(run)
+    profile, once = checked_profile(options.profile), _once()
+    cells = wanted(addresses, profile)
+    slots = cells.changed(overrides, seeds)
+    runs = recording(plan(slots, once), figure.records(slots, once, profile))
+    missing = Missing(runs, queued(site["runs"]), LOGGED)
     tasks = missing.tasks[:limit]
+    costs = Costs(measured([root, LOGGED]), device_kind(site["trainer"]["device"], place))
+    if cells.read:
+        print(f"{len(cells.read)} cell(s) are read from the configurations: they have nothing to run.")
     if slots:
-        _tell(slots, runs, missing, len(tasks))
-    if changed and any(key(composed(a)) != key(composed(b)) for a, b in zip(slots, changed, strict=True) if overrides):
+        print(*text.heading(len(slots), missing), sep="\n")
+    for line in text.impossible(cells.needing, cells.uncalibrated, cells.unprinted):
+        print(f"Not planned: {line}")
+    if len(tasks) < len(missing.tasks):
+        print(f"Of these the first {len(tasks)}.")
+    say(missing.sentences)
+    if _science(overrides) and {run.key for run in runs} != {run.key for run in plan(cells.slots, once)}:
         print("Note: these overrides make other runs than those of the cells; tables will not show them.")
     if options.dry_run:
-        _show(tasks, site, place)
-        return 0
-    if not tasks:
+        _show(tasks, missing, costs, site, place, options.list)
+    if tasks:
+        print(text.total(tasks, costs, parallel(place, costs.device, int(site["trainer"]["threads"]))))
+        _warn_of_changes()
+    else:
         print("Nothing to do.")
-        return 0
-    return _start(tasks, site, place, options.wait)
+    return _start(tasks, site, place, options.wait) if tasks and not options.dry_run else 0
+
+
+def _once() -> Compose:
+    """`compose` for a plan, which asks for the same overrides several times."""
+    known: dict[tuple[str, ...], Config] = {}
+
+    def composed(overrides: Sequence[str]) -> Config:
+        if tuple(overrides) not in known:
+            known[tuple(overrides)] = compose(overrides)
+        return known[tuple(overrides)]
+
+    return composed
+
+
+def recording(runs: Sequence[PlannedRun], records: Mapping[str, Sequence[str]]) -> list[PlannedRun]:
+    """The runs, those of the keys in `records` recording that too: what figures draw must be there when they end."""
+    return [_recording(run, records[run.key]) if run.key in records else run for run in runs]
+
+
+def _recording(run: PlannedRun, records: Sequence[str]) -> PlannedRun:
+    trainer = run.config["trainer"]
+    names = list(dict.fromkeys((*trainer["records"], *records)))
+    config = {**run.config, "trainer": {**trainer, "records": names}}
+    return replace(run, config=config, overrides=(*run.overrides, f"trainer.records=[{','.join(names)}]"))
 
 
 def _limit(text: str | None) -> int | None:
@@ -252,51 +175,49 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _slots(addresses: Sequence[str], profile: str | None) -> list[Slot]:
-    """The addressed cells that need runs; says which tables need none."""
-    slots = []
-    for selection in select(addresses):
-        if selection.table.kind == "runs":
-            slots += selection.slots(profile)
-        else:
-            print(f"{selection.table.address} is read from the configurations: it has nothing to run.")
-    return slots
+def _science(overrides: Sequence[str]) -> bool:
+    """Whether any of them may change a key."""
+    return any(given.key_or_group.split(".")[0] in (*SCIENCE, "experiment") for given in parse(overrides))
 
 
-def _tell(slots: Sequence[Slot], runs: Sequence[PlannedRun], missing: Missing, tasks: int) -> None:
-    count = missing.standings
-    planned = sum(count[name] for name in TO_DO)
-    parts = [f"{count[name]} {name}" for name in (*DONE, *LEFT) if count[name]] + [f"{planned} to do"]
-    again = [f"{count[name]} {name} before" for name in ("interrupted", "failed") if count[name]]
-    print(
-        f"{len(slots)} cell(s), {len(runs)} run(s): {', '.join(parts)}" + (f" ({', '.join(again)})" * bool(again)) + "."
-    )
-    if extra := len(missing.tasks) - planned:
-        print(f"{extra} run(s) more are parents of these, of which the weights are needed.")
-    if tasks < len(missing.tasks):
-        print(f"Of these the first {tasks}.")
-    if unknown := sum(not slot.calibrated for slot in slots):
-        print(f"{unknown} cell(s) have a knob that is not known yet (???), and so no runs.")
-    say(missing.sentences)
+def _warn_of_changes() -> None:
+    state = git_state()
+    if state["dirty"]:
+        folders, commit = ", ".join(CODE), state["commit"][:12]
+        say(
+            [
+                f"WARNING: there are uncommitted changes in {folders}: the records of these runs will name commit "
+                f"{commit} and say that they ran something else. Commit first if they should count."
+            ]
+        )
 
 
-def _show(tasks: Sequence[Task], site: Config, place: Local | Slurm) -> None:
-    """What a dry run prints: the runs, and for SLURM the script and the commands."""
-    for task in tasks:
+def _show(
+    tasks: Sequence[Task], missing: Missing, costs: Costs, site: Config, place: Local | Slurm, every: bool
+) -> None:
+    """What a dry run prints: the plan, every single run if asked for, and for SLURM the script and the commands."""
+    for line in text.plan(missing, tasks, costs):
+        print(line)
+    for task in tasks if every else ():
         print(f"{task.path}  {shlex.join(task.overrides)}")
     if tasks and isinstance(place, Slurm):
         folder = new_folder(site["runs"])
         print(f"\n# {folder / SCRIPT}\n{array_script(folder, place, Path.cwd())}")
-        for level, indices in enumerate(levels(tasks)):
-            command = array_command(folder, indices, place, f"$job{level - 1}" if level else None)
-            print(f"job{level}=$({' '.join([*command[:-1], shlex.quote(command[-1])])})")
+        for number, array in enumerate(every_array := arrays(tasks, place)):
+            after = [f"$job{n}" for n, other in enumerate(every_array) if other.level == array.level - 1]
+            print(f"job{number}=$({_quoted_command(array.command(folder, after))})")
+
+
+def _quoted_command(words: Sequence[str]) -> str:
+    """For a shell, which is to fill in $job0."""
+    return " ".join(word if "$" in word else shlex.quote(word) for word in words)
 
 
 def _start(tasks: Sequence[Task], site: Config, place: Local | Slurm, wait: bool) -> int:
-    from runner import pool
+    from runner import local
     from runner.experiment import validate
 
-    for task in tasks:
+    for task in {task.identity[0]: task for task in tasks}.values():
         try:
             validate(task.config)
         except Misuse as misuse:
@@ -309,12 +230,12 @@ def _start(tasks: Sequence[Task], site: Config, place: Local | Slurm, wait: bool
         submit_arrays(folder, tasks, place, print)
         print(f"Logs and the frozen configurations are in {folder}.")
         return 0
-    size, devices = pool.capacity(tasks, place)
+    size, devices = local.capacity(tasks, place)
     with _freeze(folder, tasks, facts) as lock:
         file = folder / TASKS
         if wait:
-            return pool.execute_all(file, size, devices)
-        process, log = pool.start(file, size, devices, lock)
+            return local.execute_all(file, size, devices)
+        process, log = local.start(file, size, devices, lock)
     print(f"{len(tasks)} run(s) have begun on {size} worker(s), process {process}; progress: {log}")
     print(f"`kill {process}` saves what is running and stops; the same command goes on from there.")
     return 0

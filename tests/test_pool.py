@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 
-from runner import pool, submission
+from runner import local, pool, submission
+from runner.attempt import Outcome, Stop
+from runner.cluster import Local
 from runner.compose import compose
 from runner.errors import Misuse
-from runner.pool import Pool, capacity, conclusion, execute_all
+from runner.local import capacity, conclusion, execute_all
+from runner.pool import Pool
 from runner.progress import Progress, duration
 from runner.records import RunDirectory
-from runner.submission import Local, Outcome, Stop, Task
+from runner.submission import Task
 
 
 def play(connection: Connection, log: str) -> None:
@@ -116,6 +119,9 @@ def test_children_wait_for_their_parents_and_are_blocked_by_those_without_weight
     assert order.index(0) < order.index(4) < order.index(5)
     assert f"{tasks[2].name}  blocked (its parent {tasks[1].name} has diverged)" in said
     assert f"{tasks[3].name}  blocked (its parent {tasks[2].name} has been blocked)" in said
+    traces = [RunDirectory(task.path).summary() or {} for task in tasks]
+    assert [trace.get("status") for trace in traces] == [None, None, "blocked", "blocked", None, None]
+    assert traces[3]["reason"] == f"its parent {tasks[2].name} has been blocked"
 
 
 def test_a_task_whose_worker_dies_is_begun_once_more(cast: Callable[..., list[Task]], tmp_path: Path) -> None:
@@ -176,11 +182,11 @@ def test_workers_get_their_threads_and_devices(cast: Callable[..., list[Task]], 
 
 def test_capacity(cast: Callable[..., list[Task]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    monkeypatch.setattr(pool, "_devices", lambda: ["0", "1"])
+    monkeypatch.setattr(local, "_devices", lambda: ["0", "1"])
     tasks = cast(*[(["completed"], [])] * 20)
     assert capacity(tasks, Local()) == (2, ["0", "1"])
     assert capacity(tasks, Local(workers=5)) == (5, ["0", "1"])
-    monkeypatch.setattr(pool, "_devices", list)
+    monkeypatch.setattr(local, "_devices", list)
     assert capacity(tasks, Local()) == (8, [])
     assert capacity(tasks[:3], Local()) == (3, [])
     assert capacity(cast(*[(["completed"], [])] * 20, threads=3), Local()) == (2, [])
@@ -193,7 +199,7 @@ def test_devices_are_those_that_are_visible(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
-    assert pool._devices() == names
+    assert local._devices() == names
 
 
 @pytest.mark.parametrize(
@@ -342,7 +348,15 @@ def test_a_stream_that_has_gone_stops_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (7800, "2 h 10 min"),
+        (6e5, "6 d 22 h"),
+    ],
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -13,7 +13,7 @@ MEANING = {
     "running": "a run is going on",
     "failed": "a run ended with an error",
     "diverged": "training did not converge",
-    "blocked": "the run it starts from failed or diverged",
+    "blocked": "the run it starts from has no weights: it failed, diverged or was cancelled",
     "uncalibrated": "a value of its configuration is not known yet",
     "differs": "the composed configuration says something else than the paper",
     "absent": "the paper prints nothing there",

@@ -1,0 +1,183 @@
+"""What follows from a model and its input alone: parameters, MACs, FLOPs, read from small committed records.
+
+Torch-free: `python -m models.account --tables` counts and writes them, asking `python -m results.architecture` (which
+prints JSON) for the models that the tables and figures compose.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from results import document
+from results.address import PAPERS, figures, select, tables
+from results.plan import composed
+from runner.errors import Misuse
+from runner.identity import parent_config
+
+FOLDER = Path(__file__).resolve().parent / "architectures"
+INPUTS = "inputs.yaml"
+WRITE = "python -m models.account --tables"
+SCHEMA = 1
+# Where the initial weights come from changes nothing of the architecture, and asking for them would download them.
+_WEIGHTS: dict[str, Any] = {"pretrained": False, "weights": None}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a dataset feeds a model: the shape of one input, how many classes, how many training samples."""
+
+    shape: tuple[int, ...]
+    num_classes: int
+    train_size: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight of a convolution or a linear layer; `macs` of one inference pass of one input."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    weights: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Counts of a dense model. `flops`: of one inference pass of one input, by convention (models.account)."""
+
+    parameters: int  #: everything trained
+    weights: int  #: of convolutions and linear layers
+    conv_weights: int
+    linear_weights: int
+    batch_norm_parameters: int
+    biases: int  #: of convolutions and linear layers
+    macs: int
+    flops: Mapping[str, float]
+    layers: tuple[Layer, ...]
+
+
+def inputs(dataset: Mapping[str, Any]) -> Inputs | None:
+    """Of a composed dataset section: what it says itself, else what inputs.yaml says; None where neither does.
+
+    `train_subset` is left to the caller: it changes no architecture.
+    """
+    shape = dataset.get("shape") or ((3, dataset["side"], dataset["side"]) if "side" in dataset else None)
+    if shape and "num_classes" in dataset and "train_size" in dataset:
+        return Inputs(tuple(shape), int(dataset["num_classes"]), int(dataset["train_size"]))
+    known = _known().get(str(dataset["name"]))
+    return known and Inputs(tuple(known["shape"]), known["num_classes"], known["train_size"])
+
+
+@functools.cache
+def _known() -> Mapping[str, Any]:
+    return document.load(FOLDER / INPUTS)
+
+
+def request(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is to be counted for a composed config: {model, in_shape, num_classes, file}; None: an unknown dataset."""
+    given = inputs(config["dataset"])
+    if given is None:
+        return None
+    model = {name: _WEIGHTS.get(name, value) for name, value in config["model"].items()}
+    asked = {"model": model, "in_shape": list(given.shape), "num_classes": given.num_classes}
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    sides = "x".join(map(str, given.shape))
+    return {**asked, "file": f"{str(model['name']).replace('/', '_')}-{sides}-{given.num_classes}-{digest}.json"}
+
+
+def record(config: Mapping[str, Any], folder: Path = FOLDER) -> Architecture | None:
+    """The architecture of a composed config's model and dataset; None when no record of it is kept."""
+    asked = request(config)
+    return None if asked is None else _read(folder / asked["file"])
+
+
+@functools.cache
+def _read(path: Path) -> Architecture | None:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise Misuse(f"{path} is not readable ({error}); write it again with `{WRITE}`.") from error
+    try:
+        if content["schema"] != SCHEMA:
+            raise Misuse(f"{path} has schema {content['schema']!r}, not {SCHEMA}; write it again with `{WRITE}`.")
+        layers = tuple(
+            Layer(each["name"], each["kind"], tuple(each["shape"]), each["weights"], each["macs"])
+            for each in content["layers"]
+        )
+        counts = {name: content[name] for name in ("parameters", "weights", "batch_norm_parameters", "biases", "macs")}
+        return Architecture(
+            **counts,
+            conv_weights=sum(layer.weights for layer in layers if layer.kind == "conv"),
+            linear_weights=sum(layer.weights for layer in layers if layer.kind == "linear"),
+            flops=content["flops"],
+            layers=layers,
+        )
+    except (KeyError, TypeError) as error:
+        raise Misuse(f"{path} is not a whole record ({error}); write it again with `{WRITE}`.") from error
+
+
+def facts(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What expressions read below `architecture`: parameters, weights, macs, flops.dpf ...; Misuse without a record."""
+    found = record(config)
+    if found is None:
+        model, dataset = config["model"]["name"], config["dataset"]["name"]
+        mend = f"`{WRITE}` writes those of all tables and figures"
+        if inputs(config["dataset"]) is None:
+            mend = f"add the dataset to {FOLDER / INPUTS} first; then {mend}"
+        raise Misuse(f"There is no record of the architecture {model} on {dataset}; {mend}.")
+    return {name: getattr(found, name) for name in Architecture.__dataclass_fields__ if name != "layers"}
+
+
+def wanted(papers: Path = PAPERS) -> list[dict[str, Any]]:
+    """A `request` for every distinct architecture that the cells of tables and figures compose today, by file name.
+
+    Misuse when a dataset's inputs are not known.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for config in _configs(papers):
+        asked = request(config)
+        if asked is None:
+            raise Misuse(
+                f"{FOLDER / INPUTS} lacks the dataset {config['dataset']['name']}: shape, num_classes, train_size."
+            )
+        found[asked["file"]] = asked
+    return [found[name] for name in sorted(found)]
+
+
+def _configs(papers: Path) -> Iterator[Mapping[str, Any]]:
+    own = [name for name, path in figures(papers).items() if "table" not in document.load(path)]
+    seen: set[tuple[str, ...]] = set()
+    for selection in select([*tables(papers), *own], papers):
+        for slot in selection.slots():
+            if slot.needs or not slot.calibrated or slot.settings.kind == "derived" or slot.overrides in seen:
+                continue
+            seen.add(slot.overrides)
+            config: dict[str, Any] | None = composed(slot)
+            while config is not None:
+                yield config
+                config = parent_config(config)
+
+
+def main() -> int:
+    """Print what is wanted, one JSON object a line; 2 and one sentence when that is not possible."""
+    try:
+        for asked in wanted():
+            print(json.dumps(asked))
+    except Misuse as misuse:
+        print(misuse, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
