@@ -40,9 +40,8 @@ bench: setup ## time the masked step and its parts against the dense step
 tables: setup ## regenerate every table from the runs at hand (out/tables)
 	$(PY) scripts/make_tables.py --format md --out out/tables
 
-report: setup ## tables and figures together (out/report)
-	$(PY) scripts/make_tables.py --format md --out out/report
-	$(PY) scripts/make_figures.py --out out/report
+report: setup ## one HTML page of all tables and figures (out/report/index.html)
+	$(PY) scripts/make_tables.py --format html --out out/report
 
 clean: ## remove generated output and caches; .venv, runs and datasets stay
 	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,15 @@ class Cell:
     def n(self) -> int:
         return len(self.values)
 
-    @property
+    @cached_property
     def mean(self) -> float | None:
         return mean(list(self.values.values()))
 
-    @property
+    @cached_property
     def std(self) -> float | None:
         return sample_std(list(self.values.values()))
 
-    @property
+    @cached_property
     def interval(self) -> tuple[float, float] | None:
         """Student's 95 % confidence interval of the mean; None of fewer than two values."""
         return interval(list(self.values.values()))

@@ -35,7 +35,8 @@ _APART = 0.1  # of the axis: labels closer than this would touch
 _NAMES = 70  # layers' names that fit side by side
 _LEGEND = 28  # names in a column of the legend
 
-_STYLE: Any = {
+#: matplotlib settings of every figure.
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -77,7 +78,7 @@ _SCALES = {
 def save(plotted: Plotted, folder: Path) -> list[Path]:
     """Draws the figure into <folder>/<paper>_<figure>[.<profile>].png and .svg; the same series give the same bytes."""
     stem = plotted.figure.address.replace("/", "_") + (f".{plotted.profile}" if plotted.profile else "")
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         canvas = draw(plotted)
         paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
         try:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from results.address import select
-from results.collect import write_atomically
+from results.collect import Collection, write_atomically
 from results.command import Arguments, checked_profile, collect_runs, say
 from results.fill import Sheet, fill
 from results.render import FORMATS
 from runner.errors import Misuse
+
+HTML = "html"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,30 +27,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="PAPER, PAPER/TABLE, .../ROW or .../COLUMN (default: every table)",
     )
     parser.add_runs()
-    parser.add_argument("--format", choices=list(FORMATS), default="md")
-    parser.add_argument("--published", action="store_true", help="show what the papers print (csv and json always do)")
+    parser.add_argument("--format", choices=[*FORMATS, HTML], default="md", help=f"{HTML}: one page, with the figures")
+    parser.add_argument(
+        "--published", action="store_true", help="show what the papers print (csv, json and html always do)"
+    )
     parser.add_argument("--strict", action="store_true", help="exit with 1 unless every cell is complete")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="also write each table to DIR/<paper>_<table>.<format>")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="also write each table to DIR/<paper>_<table>.<format>; html is one page, DIR/index.html",
+    )
     try:
         options = parser.parse_args(arguments)
         profile = checked_profile(options.profile)
         selections = select(options.addresses)
         runs = collect_runs(options.runs)
         sheets = [fill(selection, runs, profile) for selection in selections]
-        render = FORMATS[options.format]
-        if options.out is not None:
-            for sheet in sheets:
+        if options.format == HTML:
+            text = _page(sheets, runs, options.out)
+        else:
+            render = FORMATS[options.format]
+            for sheet in sheets if options.out is not None else ():
                 write_atomically(options.out / _file_name(sheet, options.format), render([sheet], options.published))
+            text = render(sheets, options.published)
     except Misuse as error:
         say([str(error)])
         return 2
-    sys.stdout.write(render(sheets, options.published))
+    sys.stdout.write(text)
     say(runs.sentences())
     say(f"Problem: {problem}" for sheet in sheets for cell in sheet.cells.values() for problem in cell.problems)
     incomplete = [sheet for sheet in sheets if not sheet.complete]
     if options.strict:
         say(_incomplete(sheet) for sheet in incomplete)
     return 1 if options.strict and incomplete else 0
+
+
+def _page(sheets: Sequence[Sheet], runs: Collection, out: Path | None) -> str:
+    """The page, or where it lies: nobody wants megabytes in a terminal."""
+    from results.report import page  # jinja2 and matplotlib take a second to load, the other formats do not need them
+
+    text = page(sheets, runs)
+    if out is None:
+        return text
+    write_atomically(out / "index.html", text)
+    return f"{out / 'index.html'}\n"
 
 
 def _file_name(sheet: Sheet, ending: str) -> str:

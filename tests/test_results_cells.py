@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from results.address import find_slot, select
-from results.statistics import mean, sample_std
 from results.collect import collect
 from results.fill import Sheet, fill
 from results.plan import plan
 from results.published import parse
+from results.statistics import mean, sample_std
 from runner import identity
 from runner.errors import Misuse
 from tests.test_results_records import fake_compose, write_run
@@ -160,7 +160,7 @@ def test_an_unknown_knob_is_uncalibrated_and_not_composed(tmp_path: Path) -> Non
     target = {"metric": "effective/sparsity", "value": 0.9}
     cell = filled(tmp_path, rows=[{**row, "target": target}]).cells["str", "s90"]
     assert (cell.status, cell.key, cell.settled) == ("uncalibrated", None, False)
-    with pytest.raises(Misuse, match="has the open knob method.unheard_of=.*but no target"):
+    with pytest.raises(Misuse, match=r"has the open knob method.unheard_of=.*but no target"):
         filled(tmp_path, rows=[row])
 
 
