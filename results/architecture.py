@@ -162,7 +162,7 @@ def _configs(papers: Path) -> Iterator[Mapping[str, Any]]:
             if slot.needs or not slot.calibrated or slot.settings.kind == "derived" or slot.overrides in seen:
                 continue
             seen.add(slot.overrides)
-            config: dict[str, Any] | None = composed(slot)
+            config: dict[str, Any] | None = composed(slot).config
             while config is not None:
                 yield config
                 config = parent_config(config)

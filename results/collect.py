@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from results import number
+from results.index import Entry, Index, signature
 from results.record import (
     FINISHED,
     SEED_DIRECTORY,
@@ -19,6 +21,8 @@ from results.record import (
     Problem,
     Record,
     Unusable,
+    examine_directory,
+    examine_packed,
     read_directory,
     read_packed,
 )
@@ -45,14 +49,22 @@ class Duplicate:
     other: Path
     agrees: bool
 
+    @property
+    def sentence(self) -> str:
+        """What is to be said of `other`."""
+        if self.agrees:
+            return f"is another record of the run in {self.kept}, and agrees with it."
+        return f"is another record of the run in {self.kept} with another result; only the latter is used."
+
 
 @dataclass(frozen=True)
 class Collection:
-    """The runs that tables and figures read."""
+    """The runs that tables and figures read. `remarks`: what leaves a record usable, but its reader should know."""
 
     runs: dict[tuple[str, int], Record]
     problems: tuple[Problem, ...] = ()
     duplicates: tuple[Duplicate, ...] = ()
+    remarks: tuple[Problem, ...] = ()
 
     def get(self, key: str, seed: int) -> Record | None:
         return self.runs.get((key, seed))
@@ -60,12 +72,7 @@ class Collection:
     def sentences(self) -> list[str]:
         """What the reader of a table must know about the records behind it, a sentence each."""
         lines = [f"Problem: {problem}" for problem in self.problems]
-        lines += [
-            f"Problem: {duplicate.other}: is another record of the run in {duplicate.kept} with another result; "
-            f"only the latter is used."
-            for duplicate in self.duplicates
-            if not duplicate.agrees
-        ]
+        lines += [f"Problem: {each.other}: {each.sentence}" for each in self.duplicates if not each.agrees]
         agreeing = sum(duplicate.agrees for duplicate in self.duplicates)
         if agreeing:
             lines.append(
@@ -74,50 +81,118 @@ class Collection:
         return lines
 
 
-def collect(roots: Iterable[Path | str]) -> Collection:
+def collect(roots: Iterable[Path | str], indexed: bool = True) -> Collection:
     """Every run below `roots`, however deep: run directories and packed records.
 
     Of two records of one (key, seed) a completed one is kept before any other, and at equal status
     a run directory before a packed file, an earlier root before a later one. Nothing is merged.
+    With `indexed`, records whose files have not changed since they were last read are not opened.
     """
     problems: list[Problem] = []
+    remarks: list[Problem] = []
     found: dict[tuple[str, int], list[Record]] = {}
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for root in map(Path, roots):
-        for path in _record_paths(root, problems):
-            real = path.resolve()
-            if real in seen:  # the roots overlap
+        index = Index(root) if indexed else None
+        for place in _places(root, problems):
+            if place.real in seen:  # the roots overlap
+                if index is not None:
+                    index.keep(place.name)
                 continue
-            seen.add(real)
-            try:
-                record, left_out = read_directory(path) if path.is_dir() else read_packed(path)
-            except Unusable as error:
-                problems.append(Problem(path, f"{error}."))
-                continue
+            seen.add(place.real)
+            record, left_out, said = _read(place, index)
             problems += left_out
-            found.setdefault(record.identity, []).append(record)
+            remarks += said
+            if record is not None:
+                found.setdefault(record.identity, []).append(record)
+        if index is not None:
+            index.write()
     runs: dict[tuple[str, int], Record] = {}
     duplicates: list[Duplicate] = []
     for name, candidates in found.items():
-        kept, *others = sorted(candidates, key=lambda record: (_RANK[record.status], record.packed))
+        kept, *others = sorted(candidates, key=_preference) if len(candidates) > 1 else candidates
         runs[name] = kept
         duplicates += [Duplicate(kept.path, other.path, _agree(kept, other)) for other in others]
-    return Collection(runs, tuple(problems), tuple(duplicates))
+    return Collection(runs, tuple(problems), tuple(duplicates), tuple(remarks))
 
 
-def _record_paths(root: Path, problems: list[Problem]) -> Iterator[Path]:
-    def report(error: OSError) -> None:
-        problems.append(Problem(Path(error.filename), f"cannot be read ({error.strerror})."))
+def _preference(record: Record) -> tuple[int, bool]:
+    return _RANK[record.status], record.packed
 
-    for folder, subfolders, files in os.walk(root, onerror=report):
-        subfolders.sort()
-        if Path(folder) == root:  # a repetition is no second run of the tables', and frozen tasks are no runs
-            subfolders[:] = [name for name in subfolders if name not in ("rerun", "submissions")]
-        if SEED_DIRECTORY.fullmatch(Path(folder).name):
-            subfolders.clear()  # checkpoints
-            yield Path(folder)
+
+def _read(place: Place, index: Index | None) -> tuple[Record | None, Sequence[Problem], Sequence[Problem]]:
+    """The record there, None when it is unusable; problems; remarks."""
+    path = Path(place.path)
+    now = time.time_ns()
+    try:
+        found = signature(place.path, place.packed)
+    except OSError as error:
+        return None, [Problem(path, f"cannot be read ({error.strerror}).", "unreadable")], []
+    entry = index.get(place.name, found) if index is not None else None
+    # One that has failed or was blocked may be under way again, which no file tells.
+    if entry is not None and not (entry.status in ("failed", "blocked") and records.is_held(path)):
+        return entry.content(path, place.packed)
+    examine = examine_packed if place.packed else examine_directory
+    try:
+        reading = examine(path)
+        entry = Entry.of(reading, found) if reading.lasting else None
+        if entry is None:  # what is not kept is held in memory
+            reading = examine(path, whole=True) if reading.lasting else reading
+            return reading.record, reading.problems, reading.remarks
+    except Unusable as error:
+        problem = Problem(path, f"{error}.", error.kind)
+        if error.kind == "unreadable":  # which may end without a change of any file
+            return None, [problem], []
+        entry = Entry.of_unusable(problem, found)
+    if index is not None:
+        index.put(place.name, entry, now)
+    return entry.content(path, place.packed)
+
+
+class Place(NamedTuple):
+    """Where a record lies: its path, the same with no link in it, and its name below the root."""
+
+    path: str
+    real: str
+    name: str
+    packed: bool
+
+
+def _places(root: Path, problems: list[Problem]) -> Iterator[Place]:
+    """The places of all records, in the order of their names, a folder's packed records before its subfolders."""
+    top, real_top = str(root), os.path.realpath(root)
+    names = [""]
+    while names:
+        name = names.pop()
+        path = f"{top}/{name}" if name else top
+        if SEED_DIRECTORY.fullmatch(os.path.basename(path)) and (name or root.is_dir()):  # checkpoints lie deeper
+            yield Place(path, f"{real_top}/{name}" if name else real_top, name, packed=False)
             continue
-        yield from (Path(folder, file) for file in sorted(files) if SEED_FILE.fullmatch(file))
+        try:
+            with os.scandir(path) as entries:
+                found = sorted((entry.name, _is_dir(entry), entry.is_symlink()) for entry in entries)
+        except OSError as error:
+            problems.append(Problem(Path(path), f"cannot be read ({error.strerror}).", "unreadable"))
+            continue
+        prefix = f"{name}/" if name else ""
+        for file, is_folder, is_link in found:
+            if not is_folder and SEED_FILE.fullmatch(file):
+                real = os.path.realpath(f"{path}/{file}") if is_link else f"{real_top}/{prefix}{file}"
+                yield Place(f"{path}/{file}", real, prefix + file, packed=True)
+        # A repetition is no second run of the tables', and frozen tasks are no runs.
+        left_out = () if name else ("rerun", "submissions")
+        names += [
+            prefix + folder
+            for folder, is_folder, is_link in reversed(found)
+            if is_folder and not is_link and folder not in left_out
+        ]
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _agree(one: Record, other: Record) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from results import parsed
 from results.collect import LOGGED, Collection, collect
 from results.fill import FULL
+from runner import compose as composition
 from runner.compose import compose, names
 from runner.errors import Misuse, nearest
 
@@ -34,6 +37,13 @@ class Arguments(argparse.ArgumentParser):
         )
 
 
+@contextmanager
+def remembered() -> Iterator[None]:
+    """Around a whole command: table files that were parsed and cells that were composed before are not done again."""
+    with parsed.remembered(), composition.remembered():
+        yield
+
+
 def checked_profile(profile: str | None) -> str | None:
     """The profile, None for the paper's own settings; Misuse names the nearest one."""
     if profile is not None and profile not in names("profile"):
@@ -49,6 +59,12 @@ def collect_runs(roots: list[Path] | None) -> Collection:
         if not root.is_dir():
             raise Misuse(f"There is no folder '{root}' to search for runs; addresses go before --runs.")
     return collect(roots)
+
+
+def few(sentences: Iterable[str], where: str, limit: int = 20) -> list[str]:
+    """At most `limit` sentences, and how many more there are and where."""
+    every = list(sentences)
+    return every if len(every) <= limit else [*every[:limit], f"... and {len(every) - limit} more; {where}."]
 
 
 def say(sentences: Iterable[str]) -> None:

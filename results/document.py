@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from results.parsed import parsed
 from runner.errors import Misuse, nearest
-
-# The C parser is ten times faster; both build plain data only.
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _StrictLoader(_SafeLoader):
-    """PyYAML lets the last of two equal keys win; in a transcribed table that loses a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' occurs twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def load(path: Path) -> dict[str, Any]:
     """The mapping in `path`; Misuse names the file and the line of a mistake."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # a SafeLoader
+        text = path.read_bytes()
     except OSError as error:
         raise Misuse(f"{path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Misuse(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    content = parsed(path, text, lambda: _parse(path, text))
     if not isinstance(content, dict):
         raise Misuse(f"{path} must hold a mapping of fields, not {type(content).__name__}.")
     return content
+
+
+def _parse(path: Path, text: bytes) -> Any:
+    import yaml  # slow to import, and most commands find all files parsed
+
+    try:
+        return yaml.load(text.decode(), Loader=_strict_loader())  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Misuse(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
+@functools.cache
+def _strict_loader() -> Any:
+    """PyYAML lets the last of two equal keys win; in a transcribed table that loses a number."""
+    import yaml
+
+    # The C parser is ten times faster; both build plain data only.
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class StrictLoader(base):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+            seen: set[Hashable] = set()
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node, deep=True)
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"'{key}' occurs twice", key_node.start_mark)
+                seen.add(key)
+            mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+            return mapping
+
+    return StrictLoader
 
 
 def check_fields(

@@ -14,7 +14,6 @@ from results.calibration import applied
 from results.plan import Compose, composed, runnable
 from results.settings import Settings
 from results.table import Exceptional, Slot, Table
-from runner import identity
 from runner.compose import compose as compose_config
 from runner.errors import Misuse, nearest
 from runner.recorders import RECORDERS
@@ -147,7 +146,7 @@ def records(
 
     def key(slot: Slot) -> str:
         if slot.overrides not in keys:
-            keys[slot.overrides] = identity.key(composed(slot, compose))
+            keys[slot.overrides] = composed(slot, compose).key
         return keys[slot.overrides]
 
     # Only files that ask for records, and only then their cells: tables are many and long.

@@ -16,7 +16,7 @@ from results.comparison import best_places
 from results.plan import Compose, composed
 from results.record import Record
 from results.table import Line, Slot, Table, operands
-from runner import identity
+from runner.compose import Composition
 from runner.compose import compose as compose_config
 from runner.errors import Misuse
 
@@ -76,7 +76,7 @@ class _Filler:
         self.papers, self.calibrations = papers, calibrations
         self.filled: dict[str, Cell] = {}
         self.slots: dict[str, Slot] = {}
-        self.composed: dict[tuple[str, ...], tuple[dict[str, Any], str]] = {}
+        self.composed: dict[tuple[str, ...], Composition] = {}
 
     def fill(self, slot: Slot, above: tuple[str, ...] = ()) -> Cell:
         """The slot's cell. `above`: the derived cells that wait for it."""
@@ -98,13 +98,14 @@ class _Filler:
         slot, notes = applied(slot, self.compose, self.calibrations)
         if not slot.calibrated:
             return self._cell(slot, states=dict.fromkeys(seeds, "missing"), fixed_status="uncalibrated")
-        config, key = self._compose(slot)
+        composition = self._compose(slot)
+        keys = (composition.key, *composition.ancestors)
         states: dict[int, str] = {}
         values, records, problems = {}, {}, []
         for seed in seeds:
-            record = self.runs.get(key, seed)
+            record = self.runs.get(keys[0], seed)
             if record is None or record.status in ("interrupted", "blocked"):
-                states[seed] = "blocked" if self._blocked(config, seed) else "missing"
+                states[seed] = "blocked" if self._blocked(keys, seed) else "missing"
                 if record is not None and states[seed] == record.status:  # it says why
                     problems.append(f"{record.path}: {(record.summary or {}).get('reason')}.")
                 continue
@@ -121,8 +122,8 @@ class _Filler:
         nothing = slot.unprinted and not records
         return self._cell(
             slot,
-            config=config,
-            key=key,
+            config=composition.config,
+            key=keys[0],
             states=states,
             values=values,
             runs={seed: record.path for seed, record in records.items()},
@@ -131,22 +132,25 @@ class _Filler:
             fixed_status="absent" if nothing else None,
         )
 
-    def _blocked(self, config: dict[str, Any], seed: int) -> bool:
-        """Whether a run cannot begin: what it starts from failed or diverged, or it was blocked and still would be."""
-        parent = identity.parent_config(config)
-        if parent is None:
+    def _blocked(self, keys: tuple[str, ...], seed: int) -> bool:
+        """Whether a run cannot begin: what it starts from failed or diverged, or it was blocked and still would be.
+
+        `keys`: its own, and those of the runs that it starts from, the nearest first.
+        """
+        if len(keys) == 1:
             return False
-        above = self.runs.get(identity.key(parent), seed)
+        above = self.runs.get(keys[1], seed)
         if above is not None and above.status not in ("interrupted", "blocked"):
             return above.status in ("failed", "diverged")
-        own = self.runs.get(identity.key(config), seed)
-        return (own is not None and own.status == "blocked") or self._blocked(parent, seed)
+        own = self.runs.get(keys[0], seed)
+        return (own is not None and own.status == "blocked") or self._blocked(keys[1:], seed)
 
     def _from_config(self, slot: Slot) -> Cell:
         slot, _ = applied(slot, self.compose, self.calibrations)
         if slot.unprinted or not slot.calibrated:  # a setting that the paper does not print need not even exist
             return self._cell(slot, fixed_status="absent" if slot.unprinted else "uncalibrated")
-        config, key = self._compose(slot)
+        composition = self._compose(slot)
+        config = composition.config
         try:
             text = hyperparameters.text(slot.settings, config)
         except Misuse as error:
@@ -156,7 +160,7 @@ class _Filler:
             status = "ok"  # nothing legible to compare with
         else:
             status = "ok" if text == printed.text else "differs"
-        return self._cell(slot, config=config, key=key, text=text, fixed_status=status)
+        return self._cell(slot, config=config, key=composition.key, text=text, fixed_status=status)
 
     def _derived(self, slot: Slot, above: tuple[str, ...]) -> Cell:
         """Per seed where the operands share seeds; a config operand is a constant."""
@@ -204,11 +208,10 @@ class _Filler:
         value: float = hyperparameters.arithmetic(expression, value_of)
         return value
 
-    def _compose(self, slot: Slot) -> tuple[dict[str, Any], str]:
-        """(config, key) of the slot, composed once for all slots of the same overrides."""
+    def _compose(self, slot: Slot) -> Composition:
+        """What the slot's overrides compose to, once for all slots of the same overrides."""
         if slot.overrides not in self.composed:
-            config = composed(slot, self.compose)
-            self.composed[slot.overrides] = config, identity.key(config)
+            self.composed[slot.overrides] = composed(slot, self.compose)
         return self.composed[slot.overrides]
 
     def _cell(self, slot: Slot, **measured: Any) -> Cell:

@@ -9,7 +9,7 @@ from typing import Any
 
 from results.calibration import CALIBRATIONS, applied
 from results.table import Slot
-from runner import identity
+from runner.compose import Composition, identify
 from runner.compose import compose as compose_config
 from runner.errors import Misuse
 
@@ -29,10 +29,12 @@ class PlannedRun:
     config: dict[str, Any]  #: composed, the seed's included
 
 
-def composed(slot: Slot, compose: Compose = compose_config) -> dict[str, Any]:
-    """The resolved config of a slot; a Misuse names the cell it arose in."""
+def composed(slot: Slot, compose: Compose = compose_config) -> Composition:
+    """The resolved config of a slot, with its keys; a Misuse names the cell it arose in."""
     try:
-        return compose(list(slot.overrides))
+        if compose is compose_config:  # which knows the keys of what it composed before
+            return identify(slot.overrides)
+        return Composition(compose(list(slot.overrides)))
     except Misuse as error:
         raise Misuse(f"{slot.address}: {error}") from error
 
@@ -49,31 +51,22 @@ def plan(
 
     Stage parents are not in the list: a stage runs its parent first.
     """
-    by_overrides: dict[tuple[str, ...], tuple[dict[str, Any], str]] = {}
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    found: dict[tuple[str, int], tuple[Slot, Composition, list[str]]] = {}
     for asked in slots:
         slot, _ = applied(asked, compose, calibrations)
         if not runnable(slot):
             continue
-        if slot.overrides not in by_overrides:
-            config = composed(slot, compose)
-            by_overrides[slot.overrides] = config, identity.key(config)
-        config, key = by_overrides[slot.overrides]
+        composition = composed(slot, compose)
         for seed in slot.settings.seeds or ():
-            run = found.setdefault((key, seed), {"config": config, "overrides": slot.overrides, "cells": []})
-            run["cells"].append(slot.address)
-    parents: dict[str, str | None] = {}
-    for config, key in by_overrides.values():
-        parent = identity.parent_config(config)
-        parents[key] = None if parent is None else identity.key(parent)
+            found.setdefault((composition.key, seed), (slot, composition, []))[2].append(slot.address)
     return [
         PlannedRun(
             key=key,
             seed=seed,
-            overrides=(*run["overrides"], f"seed={seed}"),
-            parent=parents[key],
-            cells=tuple(run["cells"]),
-            config={**run["config"], "seed": seed},
+            overrides=(*slot.overrides, f"seed={seed}"),
+            parent=composition.ancestors[0] if composition.ancestors else None,
+            cells=tuple(cells),
+            config={**composition.config, "seed": seed},
         )
-        for (key, seed), run in found.items()
+        for (key, seed), (slot, composition, cells) in found.items()
     ]

@@ -2,51 +2,79 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import yaml
-
-from results import number
-from runner import identity, records
+from results import files, number
+from results.files import Unusable as Unusable  # part of this module's surface
+from runner import records
 from runner.records import SCHEMA
 
 #: How a run's record may stand. The first three are finished; an interrupted run has no summary and no holder; a
 #: blocked one could not begin when it was to, since its parent had no weights (runner.blocked).
 STATUSES = ("completed", "diverged", "failed", "running", "interrupted", "blocked")
 FINISHED = STATUSES[:3]
+_SETTLED = ("completed", "diverged")
 
 SEED_DIRECTORY = re.compile(r"seed(\d+)")
 SEED_FILE = re.compile(r"seed(\d+)\.json")
 
-# The C parser reads a config about ten times faster; both build plain data only.
-_YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """Something in a record that cannot be used as it stands, in one sentence."""
+    """Something in a record that cannot be used as it stands, or that its reader should know, in one sentence."""
 
     path: Path
     what: str
+    kind: str = "malformed"  #: one of results.integrity.KINDS
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what}"
 
 
-class Unusable(Exception):
-    """A record that cannot be used at all; the text says why."""
+class Content(Protocol):
+    """What a record holds beside its name and its status: all of it in memory, or read when it is asked for."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def overrides(self) -> tuple[str, ...]: ...
+    @property
+    def environment(self) -> Mapping[str, Any]: ...
+    @property
+    def summary(self) -> Mapping[str, Any] | None: ...
+    @property
+    def metrics(self) -> tuple[Mapping[str, Any], ...]: ...
+    def part(self, name: str) -> Any:
+        """One part of the summary, None where it has none of that name."""
 
 
 @dataclass(frozen=True)
+class Whole:
+    """A record's content in memory."""
+
+    config: Mapping[str, Any]
+    overrides: tuple[str, ...]
+    environment: Mapping[str, Any]
+    summary: Mapping[str, Any] | None
+    metrics: tuple[Mapping[str, Any], ...]
+
+    def part(self, name: str) -> Any:
+        """One part of the summary, None where it has none of that name."""
+        return (self.summary or {}).get(name)
+
+
+@dataclass(frozen=True, eq=False)
 class Record:
     """A run: what it was asked (`config`, `overrides`), where it ran, and what came out.
 
-    `metrics` has one mapping an epoch, in order; `summary` is None until the run has finished.
+    `parent` is the key of the run that a stage starts from; `metrics` has one mapping an epoch, in order; `summary` is
+    None until the run has finished. What a record does not hold in memory is read when it is asked for; Misuse when
+    its file has changed since the record was found.
     """
 
     path: Path
@@ -54,56 +82,148 @@ class Record:
     key: str
     seed: int
     status: str
-    config: Mapping[str, Any]
-    overrides: tuple[str, ...] = ()
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    summary: Mapping[str, Any] | None = None
-    metrics: tuple[Mapping[str, Any], ...] = ()
+    parent: str | None
+    content: Content = field(repr=False)
 
     @property
     def identity(self) -> tuple[str, int]:
         return self.key, self.seed
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.content.config
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        return self.content.overrides
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        return self.content.environment
+
+    @property
+    def summary(self) -> Mapping[str, Any] | None:
+        return self.content.summary
+
+    @property
+    def metrics(self) -> tuple[Mapping[str, Any], ...]:
+        return self.content.metrics
+
     def value(self, metric: str) -> float | None:
-        """The last epoch's `metric`, or with `best:` before it the best epoch's; None when it was not recorded."""
-        part, _, name = metric.rpartition(":")
-        values = (self.summary or {}).get(part or "final")
-        return number.read(values.get(name)) if isinstance(values, dict) else None
+        """The last epoch's `metric`; with `best:`, `dense:` ... before it that of the summary's part of this name.
+
+        `layers:NAME`: the share of zeros among the effective weights NAME.weight (or NAME) at the end, 0 to 1.
+        None when it was not recorded.
+        """
+        part, separator, name = metric.partition(":")
+        if not separator:
+            part, name = "final", metric
+        values = self.content.part(part)
+        if not isinstance(values, Mapping):
+            return None
+        if part == "layers":
+            return _sparsity(values.get(f"{name}.weight", values.get(name)))
+        return number.read(values.get(name))
+
+
+def _sparsity(layer: Any) -> float | None:
+    """1 - nonzero / total of a layer's counts."""
+    if not isinstance(layer, Mapping):
+        return None
+    nonzero, total = number.read(layer.get("nonzero")), number.read(layer.get("total"))
+    return None if nonzero is None or not total else 1 - nonzero / total
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A record as found. `problems`: what had to be left out; `remarks`: what its reader should know.
+
+    `lasting`: it would be found the same again as long as no file of it changes.
+    """
+
+    record: Record
+    problems: tuple[Problem, ...]
+    remarks: tuple[Problem, ...]
+    lasting: bool
 
 
 def read_directory(path: Path) -> tuple[Record, list[Problem]]:
-    """The record in run directory `path`, and what had to be left out of it; raises Unusable."""
+    """The record in run directory `path`, whole, and what had to be left out of it; raises Unusable."""
+    reading = examine_directory(path, whole=True)
+    return reading.record, list(reading.problems)
+
+
+def read_packed(path: Path) -> tuple[Record, list[Problem]]:
+    """The record in the single file that `pack` made, whole; raises Unusable."""
+    return examine_packed(path, whole=True).record, []
+
+
+def examine_directory(path: Path, whole: bool = False) -> Reading:
+    """Reads every file of run directory `path` and checks them against each other; raises Unusable.
+
+    Unless `whole`, a lasting record comes without its config and its metrics, which are checked nevertheless.
+    """
     problems: list[Problem] = []
-    summary = _json(path / "summary.json") if (path / "summary.json").exists() else None
-    config = _yaml(path / "config.yaml")
+    remarks: list[Problem] = []
+    try:
+        has_summary = (path / "summary.json").exists()
+    except OSError as error:
+        raise Unusable(f"cannot be read ({error.strerror})", "unreadable") from error
+    summary = files.json_file(path / "summary.json") if has_summary else None
+    config = files.yaml_file(path / "config.yaml")
     status = _summary_status(summary) if summary is not None else "interrupted"
-    # A finished run is only held for a moment; a failed one that is held is being tried again.
-    if status not in ("completed", "diverged") and records.is_held(path):
+    # A settled run is only held for a moment; a failed one that is held is being tried again.
+    if status not in _SETTLED and records.is_held(path):
         status, summary = "running", None
-    key, seed = _checked_identity(config, summary, folder=path)
-    metrics = _metric_lines(path / "metrics.jsonl", status in ("running", "blocked"), problems)
+    key, parent, seed = _checked_identity(config, summary, folder=path)
+    _check_metrics(path / "metrics.jsonl", status, summary, problems, remarks)
     overrides: tuple[str, ...] = ()
     environment: Mapping[str, Any] = {}
     for name in ("overrides", "environment"):
         file = path / f"{name}.json"
         try:
-            content = _json(file, list if name == "overrides" else dict)
+            found = files.json_file(file, list if name == "overrides" else dict)
         except Unusable as error:
-            problems.append(Problem(file, f"{error}; the run is used without it."))
+            problems.append(Problem(file, f"{error}; the run is used without it.", error.kind))
             continue
         if name == "overrides":
-            overrides = tuple(map(str, content))
+            overrides = tuple(map(str, found))
         else:
-            environment = content
-    record = Record(path, False, key, seed, status, config, overrides, environment, summary, tuple(metrics))
-    return record, problems
+            environment = found
+    remarks += _remarks(path, status, summary, environment)
+    lasting = summary is not None and not any(problem.kind == "unreadable" for problem in problems)
+    content = Whole({}, overrides, environment, summary, ())
+    if whole or not lasting:
+        content = replace(content, config=config.own(), metrics=_lines(path / "metrics.jsonl"))
+    record = Record(path, False, key, seed, status, parent, content)
+    return Reading(record, tuple(problems), tuple(remarks), lasting)
 
 
-def read_packed(path: Path) -> tuple[Record, list[Problem]]:
-    """The record in the single file that `pack` made; raises Unusable."""
-    content = _json(path)
-    if content.get("schema") != SCHEMA:
-        raise Unusable(f"has schema {content.get('schema')!r}; this version reads schema {SCHEMA}")
+def examine_packed(path: Path, whole: bool = False) -> Reading:
+    """Reads a packed file and checks it; raises Unusable. Unless `whole`, the record has no config and no metrics."""
+    stored = packed_content(path)
+    summary, columns = stored["summary"], stored["metrics"]
+    lengths = {len(column) if isinstance(column, list) else -1 for column in columns.values()}
+    if len(lengths) > 1 or -1 in lengths:
+        raise Unusable("has metric columns of unequal lengths")
+    status = _summary_status(summary)
+    config = files.Config(stored["config"])
+    key, parent, seed = _checked_identity(config, summary, folder=path.with_suffix(""))
+    last = (columns.get("epoch") or [None])[-1]
+    remarks = _epochs(path, status, summary, count=max(lengths, default=0), last=last)
+    remarks += _remarks(path, status, summary, stored["environment"])
+    overrides = tuple(map(str, stored["overrides"]))
+    content = Whole({}, overrides, stored["environment"], summary, ())
+    if whole:
+        content = replace(content, config=stored["config"], metrics=packed_lines(columns))
+    return Reading(Record(path, True, key, seed, status, parent, content), (), tuple(remarks), lasting=True)
+
+
+def packed_content(path: Path) -> dict[str, Any]:
+    """The fields of a packed file; raises Unusable."""
+    stored: dict[str, Any] = files.json_file(path)
+    if stored.get("schema") != SCHEMA:
+        raise Unusable(f"has schema {stored.get('schema')!r}; this version reads schema {SCHEMA}")
     for name, kind in (
         ("config", dict),
         ("overrides", list),
@@ -111,42 +231,39 @@ def read_packed(path: Path) -> tuple[Record, list[Problem]]:
         ("summary", dict),
         ("metrics", dict),
     ):
-        if not isinstance(content.get(name), kind):
+        if not isinstance(stored.get(name), kind):
             raise Unusable(f"has no usable '{name}'")
-    summary, columns = content["summary"], content["metrics"]
-    lengths = {len(column) if isinstance(column, list) else -1 for column in columns.values()}
-    if len(lengths) > 1 or -1 in lengths:
-        raise Unusable("has metric columns of unequal lengths")
-    status = _summary_status(summary)
-    key, seed = _checked_identity(content["config"], summary, folder=path.with_suffix(""))
-    metrics = tuple(
+    return stored
+
+
+def packed_lines(columns: Mapping[str, list[Any]]) -> tuple[Mapping[str, Any], ...]:
+    """A packed record's columns as one mapping an epoch."""
+    return tuple(
         {name: value for name, value in zip(columns, row, strict=True) if value is not None}
         for row in zip(*columns.values(), strict=True)
     )
-    overrides = tuple(map(str, content["overrides"]))
-    return Record(
-        path, True, key, seed, status, content["config"], overrides, content["environment"], summary, metrics
-    ), []
 
 
-def _checked_identity(config: Mapping[str, Any], summary: Mapping[str, Any] | None, folder: Path) -> tuple[str, int]:
-    """(key, seed) by the config alone; the folder's names and the summary must agree with it."""
+def _checked_identity(
+    config: files.Config, summary: Mapping[str, Any] | None, folder: Path
+) -> tuple[str, str | None, int]:
+    """(key, the parent's key, seed) by the config alone; the folder's names and the summary must agree with it."""
     try:
-        key = identity.key(dict(config))
+        key, parent = config.keys()
     except Exception as error:  # a stored config is data from anywhere: whatever is wrong with it is the record's fault
         raise Unusable(f"stores a config that has no key ({type(error).__name__}: {error})") from error
-    seed = config.get("seed")
+    seed = config.shared.get("seed")
     if type(seed) is not int:
         raise Unusable(f"stores a config with the seed {seed!r}")
     stored = {folder.parent.name} | ({summary.get("key")} if summary is not None else set())
     if stored != {key}:
         other = ", ".join(sorted(str(name) for name in stored - {key}))
-        raise Unusable(f"stores a config whose key is {key}, not {other}; it is not used")
+        raise Unusable(f"stores a config whose key is {key}, not {other}; it is not used", "foreign_key")
     seeds = {folder.name} | ({f"seed{summary.get('seed')}"} if summary is not None else set())
     if seeds != {f"seed{seed}"}:
         other = ", ".join(sorted(seeds - {f"seed{seed}"}))
-        raise Unusable(f"stores a config whose seed is {seed}, not that of {other}; it is not used")
-    return key, seed
+        raise Unusable(f"stores a config whose seed is {seed}, not that of {other}; it is not used", "foreign_seed")
+    return key, parent, seed
 
 
 def _summary_status(summary: Mapping[str, Any]) -> str:
@@ -157,41 +274,57 @@ def _summary_status(summary: Mapping[str, Any]) -> str:
     return str(summary["status"])
 
 
-def _metric_lines(path: Path, unfinished: bool, problems: list[Problem]) -> list[dict[str, Any]]:
-    """Every readable line. Only of a running or blocked run a missing file or half a line is no problem."""
+def _check_metrics(
+    path: Path, status: str, summary: Mapping[str, Any] | None, problems: list[Problem], remarks: list[Problem]
+) -> None:
+    """Only of a running or blocked run a missing file or half a line is no problem."""
     try:
-        lines, unreadable = records.read_metrics(path)
+        lines = files.metric_lines(path)
+    except FileNotFoundError:
+        if status not in ("running", "blocked"):
+            problems.append(Problem(path, "is not there; the run has no curves.", "missing_file"))
+        return
     except OSError as error:
-        problems.append(Problem(path, f"cannot be read ({error.strerror}); the run has no curves."))
+        problems.append(Problem(path, f"cannot be read ({error.strerror}); the run has no curves.", "unreadable"))
+        return
+    if status in ("running", "blocked"):
+        return
+    problems += [Problem(path, sentence, "truncated") for sentence in lines.complaints]
+    if not lines.complete and not lines.complaints:
+        remarks.append(Problem(path, "does not end with a line break; its last line may be cut short.", "truncated"))
+    if not lines.complaints:
+        remarks += _epochs(path, status, summary, lines.count, lines.last.get("epoch"))
+
+
+def _epochs(path: Path, status: str, summary: Mapping[str, Any] | None, count: int, last: Any) -> list[Problem]:
+    """Of a settled run: the summary must tell of as many epochs as there are lines, and of the last one's number."""
+    epochs = (summary or {}).get("epochs")
+    if status not in _SETTLED or type(epochs) is not int or count == last == epochs:
         return []
-    if not unfinished:
-        problems += [Problem(path, sentence.removeprefix(str(path)).strip() + ".") for sentence in unreadable]
-        if not path.exists():
-            problems.append(Problem(path, "is not there; the run has no curves."))
-    return lines
+    what = f"has {count} line(s), the last of epoch {last}, but its summary tells of {epochs} epoch(s)."
+    return [Problem(path, what, "epochs_disagree")]
 
 
-def _json(path: Path, kind: type = dict) -> Any:
+def _remarks(
+    path: Path, status: str, summary: Mapping[str, Any] | None, environment: Mapping[str, Any]
+) -> list[Problem]:
+    found = []
+    final = (summary or {}).get("final")
+    if status == "completed" and isinstance(final, dict):
+        values = {name: number.read(value) for name, value in final.items()}
+        odd = [f"{name} = {value}" for name, value in values.items() if value is not None and not math.isfinite(value)]
+        if odd:
+            found.append(Problem(path, f"has completed with {', '.join(odd)}.", "not_a_number"))
+    git = environment.get("git")
+    if isinstance(git, dict) and git.get("dirty"):
+        what = f"was run from a tree with uncommitted changes, on commit {git.get('commit')}."
+        found.append(Problem(path, what, "dirty_tree"))
+    return found
+
+
+def _lines(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """The readable lines of a metrics file; what is wrong with the others has been said."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Unusable(f"cannot be read: {path.name}: {error.strerror}") from error
-    except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are both
-        raise Unusable(f"is not valid JSON: {path.name}: {error}") from error
-    if not isinstance(content, kind):
-        raise Unusable(f"is not what it should be: {path.name} holds no {'list' if kind is list else 'object'}")
-    return content
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)
-    except FileNotFoundError as error:
-        raise Unusable(f"has no {path.name}: the run has not begun, or was stopped before it did") from error
-    except OSError as error:
-        raise Unusable(f"cannot be read: {path.name}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Unusable(f"is not valid YAML: {path.name}: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise Unusable(f"is not what it should be: {path.name} holds no mapping")
-    return content
+        return tuple(records.read_metrics(path)[0])
+    except OSError:
+        return ()

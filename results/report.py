@@ -9,8 +9,10 @@ import yaml
 
 from results.address import PAPERS, select
 from results.collect import Collection, write_atomically
+from results.command import few
 from results.figure import NotDrawn, Plotted, choose
 from results.fill import Sheet, fill
+from results.integrity import report
 from results.plan import Compose
 from results.render import html
 from results.series import plot
@@ -59,7 +61,7 @@ def findings(sheets: Sequence[Sheet], runs: Collection, published: bool = True) 
     cells = [cell for sheet in sheets for cell in sheet.cells.values()]
     problems = dict.fromkeys(problem for cell in cells for problem in cell.problems)
     return [
-        *runs.sentences(),
+        *few(map(str, report(runs)), "python scripts/runs.py check lists all of them", limit=500),
         *(f"Problem: {problem}" for problem in problems),
         *(
             f"Note: {cell.address}: the configuration says {cell.text}, the paper {cell.published.text}."

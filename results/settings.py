@@ -45,9 +45,8 @@ class Settings:
 
     def over(self, other: Settings) -> Settings:
         """These settings, with the gaps filled from `other`."""
-        return replace(
-            other, **{f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        )
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(other, **given) if given else other
 
 
 SETTINGS = tuple(f.name for f in fields(Settings))

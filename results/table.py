@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -138,14 +139,24 @@ class Table:
         """The kinds of its cells."""
         return frozenset(slot.settings.kind or "" for slot in self.slots())
 
-    def slots(self, profile: str | None = None) -> Iterator[Slot]:
+    def slots(self, profile: str | None = None) -> tuple[Slot, ...]:
         """All places, row by row. Overrides: the table's, the row's, the column's, the cell's, the profile's."""
+        if profile not in self._slots:  # they are asked for again and again
+            self._slots[profile] = tuple(self._make_slots(profile))
+        return self._slots[profile]
+
+    @cached_property
+    def _slots(self) -> dict[str | None, tuple[Slot, ...]]:
+        return {}
+
+    def _make_slots(self, profile: str | None) -> Iterator[Slot]:
         at_end = () if profile is None else (f"profile={profile}",)
+        below = {column.id: column.settings.over(self.settings).over(DEFAULTS) for column in self.columns}
         for row in self.rows:
             for column in self.columns:
                 place = (row.id, column.id)
                 own = self.cells.get(place, _NOTHING)
-                settings = own.settings.over(row.settings).over(column.settings).over(self.settings).over(DEFAULTS)
+                settings = own.settings.over(row.settings).over(below[column.id])
                 yield Slot(
                     table=self.address,
                     row=row,

@@ -2,32 +2,85 @@
 
 Groups are composed by Hydra once per set of choices; dotted overrides are merged onto the result. Profiles stretch the
 epochs; a stage's parent is composed and embedded, so that the configuration alone says everything about the run.
+What has been composed is remembered, across processes too (`remembered`), so that Hydra is imported only for news.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import orjson
 
 from methods.schedules import EpochRanges, is_epoch_ranges, stretch
+from runner.compositions import Compositions, Kept, variables
 from runner.errors import Misuse, nearest
-from runner.identity import SCIENCE, Config
+from runner.identity import SCIENCE, Config, key, parent_config
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # What a parent run does not inherit from its child: it has a method, a schedule and a start of its own.
 _OWN = ("method", "schedule", "start")
+
+
+class Composition:
+    """A composed configuration and what it is called."""
+
+    def __init__(self, config: Config) -> None:
+        self._whole: Config | None = config
+        self._names: tuple[str, tuple[str, ...]] | None = None
+        try:
+            self._text = orjson.dumps(config)
+        except TypeError:
+            return
+        if orjson.loads(self._text) == config:  # otherwise JSON cannot hold it: a nan, say
+            self._whole = None
+
+    @classmethod
+    def of_kept(cls, kept: Kept) -> Composition:
+        """What `kept` says of it."""
+        found = cls.__new__(cls)
+        found._whole = None
+        found._names, found._text = kept[:2], kept[2]
+        return found
+
+    @property
+    def kept(self) -> Kept | None:
+        """All of it, to be kept; None where JSON cannot hold it."""
+        return None if self._whole is not None else (self.key, self.ancestors, self._text)
+
+    @property
+    def config(self) -> Config:
+        """A copy of one's own."""
+        return orjson.loads(self._text) if self._whole is None else copy.deepcopy(self._whole)
+
+    @property
+    def key(self) -> str:
+        """The key of its run."""
+        return self._keys()[0]
+
+    @property
+    def ancestors(self) -> tuple[str, ...]:
+        """The keys of the runs that its run starts from, the nearest first."""
+        return self._keys()[1]
+
+    def _keys(self) -> tuple[str, tuple[str, ...]]:
+        if self._names is None:
+            config = self.config
+            ancestors = []
+            parent = parent_config(config)
+            while parent is not None:
+                ancestors.append(key(parent))
+                parent = parent_config(parent)
+            self._names = key(config), tuple(ancestors)
+        return self._names
 
 
 @functools.cache
@@ -49,78 +102,63 @@ def names(group: str) -> tuple[str, ...]:
 
 def parse(overrides: Iterable[str]) -> list[Override]:
     """Parse overrides in Hydra's grammar; Misuse for one that is not of the form key=value."""
-    parsed = []
-    parser = OverridesParser.create()
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException:
-            raise Misuse(
-                f"{text!r} is not an override; write key=value, and quote a value with spaces or commas: "
-                """'schedule.lr="1:25 -> 0.1, 26:50 -> 0.02"'."""
-            ) from None
-        if override.is_add() or override.is_delete() or override.is_sweep_override():
-            raise Misuse(f"{text!r}: only key=value is possible here (sweeps need -m; every option exists already).")
-        parsed.append(override)
-    return parsed
+    from runner import hydra_groups
+
+    return [hydra_groups.parse(text) for text in overrides]
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
     """The resolved configuration of these overrides. Misuse names what is unknown or impossible."""
-    chosen: list[Override] = []
-    dotted: list[Override] = []
-    for override in parse(overrides):
-        (chosen if override.key_or_group in groups() else dotted).append(override)
-    for override in chosen:
-        name = override.value()
-        if name is not None and str(name) not in names(override.key_or_group):
-            options = names(override.key_or_group)
-            raise Misuse(f"there is no {override.key_or_group} {str(name)!r}.{nearest(str(name), options)}")
-    # Of two choices for one group the last counts; sorted, so that the cache does not depend on their order.
-    choices = {override.key_or_group: override.input_line or "" for override in chosen}
-    config = copy.deepcopy(_compose_groups(tuple(choices[group] for group in sorted(choices))))
-    for override in dotted:
-        _assign(config, override)
+    return identify(overrides).config
+
+
+def identify(overrides: Sequence[str] = ()) -> Composition:
+    """The configuration of these overrides and its keys, which are much cheaper to look up than a configuration."""
+    what = tuple(overrides)
+    reads = variables(CONF)
+    if reads is None or any("${" in text for text in what):  # it may read anything
+        return _compose(what)
+    environment = tuple(map(os.environ.get, reads))
+    composition = _composed.get((environment, what))
+    kept = _kept if _kept is not None and _kept.environment == environment else None
+    known = None if kept is None else kept.get(what)
+    if composition is None:
+        composition = _compose(what) if known is None else Composition.of_kept(known)
+        _composed[environment, what] = composition
+    # A seed would make an entry for every run, and only the runs that are missing have theirs composed.
+    if kept is not None and known is None and not any(text.startswith("seed=") for text in what):
+        kept.add(what, composition.kept)
+    return composition
+
+
+# By the values of the environment variables that conf/ reads, and the overrides.
+_composed: dict[tuple[tuple[str | None, ...], tuple[str, ...]], Composition] = {}
+_kept: Compositions | None = None
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """Within it, what other processes composed from the same conf/ by the same code is not composed again.
+
+    To be put around a whole command: what is new is written once, at its end.
+    """
+    global _kept
+    reads = variables(CONF)
+    if _kept is not None or reads is None:  # inside another command's, or nothing can be known
+        yield
+        return
+    _kept = kept = Compositions(CONF, tuple(map(os.environ.get, reads)))
     try:
-        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise Misuse(f"the configuration does not resolve: {str(error).splitlines()[0]}") from None
-    assert isinstance(resolved, dict)
-    return _finish({str(name): value for name, value in resolved.items()}, overrides)
+        yield
+    finally:
+        _kept = None
+        kept.write()
 
 
-@functools.lru_cache(maxsize=512)
-def _compose_groups(chosen: tuple[str, ...]) -> DictConfig:
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return hydra_compose("config", list(chosen))
-    except HydraException as error:
-        raise Misuse(f"the groups {' '.join(chosen)} do not compose: {str(error).splitlines()[0]}") from None
+def _compose(overrides: tuple[str, ...]) -> Composition:
+    from runner import hydra_groups
 
-
-def _assign(config: DictConfig, override: Override) -> None:
-    """Set a dotted key that exists already."""
-    path = override.key_or_group
-    node: Any = config
-    parts = path.split(".")
-    for depth, part in enumerate(parts):
-        if not isinstance(node, DictConfig) or part not in node:
-            where = ".".join(parts[:depth])
-            options = [str(name) for name in node] if isinstance(node, DictConfig) else []
-            options += list(groups()) if depth == 0 else []
-            raise Misuse(
-                f"there is no option {path!r}: {where or 'the configuration'} has no {part!r}.{nearest(part, options)}"
-            )
-        node = node._get_node(part)
-        if isinstance(node, DictConfig) and node._is_none():
-            node = None
-    value = override.value()
-    if isinstance(node, DictConfig) and not isinstance(value, dict) and not (path == "start" and value is None):
-        raise Misuse(f"{path} is a section of the configuration, not an option; set one of its options, {path}.NAME.")
-    OmegaConf.set_struct(config, False)
-    OmegaConf.update(config, path, value, merge=True)
-    OmegaConf.set_struct(config, True)
+    return Composition(_finish(hydra_groups.resolve(overrides), overrides))
 
 
 def _finish(config: Config, overrides: Sequence[str]) -> Config:
@@ -146,7 +184,7 @@ def _embed_parent(start: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
     unknown = set(start) - {"parent", "checkpoint", "take"}
     for name in unknown:
         raise Misuse(f"there is no option 'start.{name}'.{nearest(name, ['parent', 'checkpoint', 'take'])}")
-    if not isinstance(start.get("parent"), list):
+    if not isinstance(start.get("parent"), list) or not all(isinstance(text, str) for text in start["parent"]):
         raise Misuse("start.parent should be the list of overrides that make the parent, such as [method=dense].")
     take = start.get("take", "weights")
     if take not in ("weights", "mask", "init"):

@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from runner.errors import Misuse
 from runner.identity import Config
 
@@ -59,6 +57,8 @@ class RunDirectory:
 
     def begin(self, config: Config, overrides: list[str], environment: dict[str, Any]) -> None:
         """Write what is known before the first step."""
+        from omegaconf import OmegaConf  # slow to import, and whoever reads records does without it
+
         write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         write_json(self.path / "overrides.json", overrides)
         write_json(self.path / "environment.json", environment)

@@ -16,7 +16,7 @@ from typing import Any
 from methods.knob import Knob
 from results.address import PAPERS, select
 from results.calibration import CALIBRATIONS, Question, path_of, question, read, spelt, write
-from results.command import Arguments, checked_profile, say
+from results.command import Arguments, checked_profile, remembered, say
 from results.fill import FULL
 from results.search import Search, Trial, refined, search
 from runner.compose import compose, names, parse
@@ -33,6 +33,7 @@ class Asked:
     cells: list[str] = field(default_factory=list)
 
 
+@remembered()
 def main(arguments: Sequence[str] | None = None, papers: Path = PAPERS, root: Path = CALIBRATIONS) -> int:
     """Calibrate; returns 0 when every target is hit, 1 when one is not, 2 for a mistake, 75 when interrupted."""
     try:

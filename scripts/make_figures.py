@@ -6,12 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from results.command import Arguments, checked_profile, collect_runs, say
+from results.command import Arguments, checked_profile, collect_runs, remembered, say
 from results.figure import NotDrawn, choose
 from results.series import plot
 from runner.errors import Misuse
 
 
+@remembered()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the figures and print their paths.
 

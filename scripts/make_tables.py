@@ -9,14 +9,16 @@ from pathlib import Path
 
 from results.address import select
 from results.collect import Collection, write_atomically
-from results.command import Arguments, checked_profile, collect_runs, say
+from results.command import Arguments, checked_profile, collect_runs, few, remembered, say
 from results.fill import Sheet, fill
 from results.render import FORMATS
 from runner.errors import Misuse
 
 HTML = "html"
+CHECK = "python scripts/runs.py check lists all of them"
 
 
+@remembered()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables. Returns 0, 1 when --strict finds an incomplete table, 2 for a mistake in the arguments."""
     parser = Arguments("make_tables.py", description="Regenerate tables from the runs at hand.")
@@ -55,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say([str(error)])
         return 2
     sys.stdout.write(text)
-    say(runs.sentences())
-    say(f"Problem: {problem}" for sheet in sheets for cell in sheet.cells.values() for problem in cell.problems)
+    say(few(runs.sentences(), CHECK))
+    say(few(dict.fromkeys(f"Problem: {p}" for s in sheets for c in s.cells.values() for p in c.problems), CHECK))
     incomplete = [sheet for sheet in sheets if not sheet.complete]
     if options.strict:
         say(_incomplete(sheet) for sheet in incomplete)

@@ -1,4 +1,4 @@
-"""The runs at hand: `python scripts/runs.py list`, `show`, `diff`, `evaluate`, `rerun`, `gc`, `pack`.
+"""The runs at hand: `python scripts/runs.py list`, `show`, `diff`, `check`, `evaluate`, `rerun`, `gc`, `pack`.
 
 Torch is imported to evaluate and to rerun only.
 """
@@ -18,7 +18,8 @@ from typing import Any
 from results import ledger, number
 from results.address import select
 from results.collect import LOGGED, Collection, write_packed
-from results.command import Arguments, collect_runs, say
+from results.command import Arguments, collect_runs, remembered, say
+from results.integrity import report
 from results.plan import plan
 from results.record import STATUSES, Record
 from results.render import ledger as text
@@ -32,6 +33,7 @@ from runner.submission import FOLDER, TASKS, load
 DAY_S = 86400.0
 
 
+@remembered()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0; 1 when a number does not repeat or a run is refused; 2 for a misuse; 75 when interrupted."""
     try:
@@ -67,6 +69,8 @@ def _parser() -> Arguments:
         add(_diff, "Where two runs differ, and what came out of them.", "a", "b"),
     ):
         sub.add_argument("--json", action="store_true", help="print JSON")
+    checking = add(_check, "What is wrong with the records, and what their readers should know.", filters=True)
+    checking.add_argument("--json", action="store_true", help="print JSON")
     evaluating = add(_evaluate, "Evaluate a run's last checkpoint: does it give the recorded numbers?", "run")
     repeating = add(_rerun, "Repeat a run and compare it with its record, bit for bit.", "run")
     repeating.add_argument("--out", type=Path, metavar="DIR", help="a runs root for it (default: <runs>/rerun)")
@@ -110,6 +114,23 @@ def _diff(options: Any) -> int:
     print(_json(found) if options.json else text.difference(found), end="")
     say(f"Problem: {problem}" for problem in problems + more)
     return 0
+
+
+def _check(options: Any) -> int:
+    """Every finding in full; 1 when a number may be wrong or lost by one."""
+    runs = collect_runs(options.runs)
+    findings = [each for each in report(runs) if all(part in each.path.as_posix() for part in options.filters)]
+    if options.json:
+        entries = [
+            {"kind": each.kind, "grave": each.grave, "path": str(each.path), "what": each.sentence} for each in findings
+        ]
+        print(_json(entries), end="")
+    else:
+        print("".join(f"{each}\n" for each in findings), end="")
+    counts = Counter(each.kind for each in findings)
+    said = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    say([f"{len(runs.runs)} run(s), {len(findings)} finding(s){': ' * bool(said)}{said}."])
+    return 1 if any(each.grave for each in findings) else 0
 
 
 def _json(value: Any) -> str:

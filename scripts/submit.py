@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from results import figure
 from results.collect import LOGGED, write_atomically
-from results.command import Arguments, checked_profile, say
+from results.command import Arguments, checked_profile, remembered, say
 from results.cost import Costs, measured
 from results.missing import Missing
 from results.plan import Compose, PlannedRun, plan
@@ -34,6 +34,7 @@ from runner.submission import TASKS, Task, freeze, hold, new_folder
 MACHINE = ("cluster", "runs", "trainer")
 
 
+@remembered()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plan, say what will be done, and do it. Returns 0, 2 for a mistake; with --wait what the runs come to (1, 75)."""
     try:

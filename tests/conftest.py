@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,6 +28,14 @@ TINY = (
     "schedule.batch_size=10",
     "schedule.epochs=2",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing of the user's cache is read or written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REGROW_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

@@ -2,16 +2,22 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from methods.schedules import EpochRanges, is_epoch_field, is_epoch_ranges
-from runner.compose import CONF, compose, groups, names
+from runner import hydra_groups
+from runner.compose import CONF, compose, groups, identify, names
 from runner.errors import Misuse
 from runner.experiment import Schedule, validate
+from runner.identity import key
 
 
 def test_groups_are_composed_and_dotted_overrides_merged() -> None:
@@ -43,9 +49,108 @@ def test_a_method_gets_its_papers_values_only_under_the_papers_experiment() -> N
     ],
 )
 def test_composition_equals_a_full_hydra_compose(overrides: list[str]) -> None:
+    assert same(compose(overrides), by_hydra(overrides))
+
+
+def by_hydra(overrides: Sequence[str]) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        full = OmegaConf.to_container(hydra_compose("config", overrides), resolve=True)
-    assert compose(overrides) == full
+        return OmegaConf.to_container(hydra_compose("config", list(overrides)), resolve=True)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal to the types of numbers and the order of keys."""
+    return repr(one) == repr(other)
+
+
+@pytest.mark.parametrize("method", names("method"))
+def test_the_files_are_merged_as_hydra_merges_them(method: str) -> None:
+    for experiment in (None, *names("experiment")):
+        overrides = [f"method={method}"] if experiment is None else [f"experiment={experiment}", f"method={method}"]
+        assert hydra_groups._plain_groups(tuple(overrides)) is not None, "this would only compare Hydra with itself"
+        assert same(hydra_groups.resolve(overrides), by_hydra(overrides))
+
+
+@pytest.mark.parametrize("group", [g for g in groups() if g not in ("experiment", "method")])
+def test_every_option_is_merged_as_hydra_merges_it(group: str) -> None:
+    for name in names(group):
+        assert hydra_groups._plain_groups((f"{group}={name}",)) is not None
+        assert same(hydra_groups.resolve([f"{group}={name}"]), by_hydra([f"{group}={name}"]))
+
+
+VALUES = [
+    *("3", "0.25", "1e-3", "-7", "true", "null", "text", "'a text'", "[1,2]", "[]", "{a: 1}", "{}", "nan", "inf"),
+    *("${seed}", "${oc.env:HOME}", "'${seed}'", "\\\\${seed}", "???", "'???'", "a$b", "{momentum: 0.5}"),
+    *("{momentum: null}", "{a: {b: [1, {c: 2}]}}", "{parent: [method=dense]}", "[${seed}]", "{a: ???}", "int(3.7)"),
+]
+KEYS = [
+    *("method.sparsity", "schedule.optimizer", "schedule.optimizer.momentum", "dataset.mean", "start", "seed", "runs"),
+    *("data.root", "data", "start.take", "task.name", "schedule.lr.x", "dataset.mean.0", "nothing", "model.hidden"),
+    *("method.nothing", "profile.stretch", "hydra.job", "schedule.lr"),
+]
+CHOICES = ["method=set", "method=compressed", "experiment=dsr/lenet_mnist", "dataset=mnist"]
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.sampled_from(CHOICES), max_size=2),
+    st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from(VALUES)).map("=".join), max_size=3),
+)
+def test_dotted_overrides_are_merged_as_omegaconf_merges_them(chosen: list[str], dotted: list[str]) -> None:
+    try:
+        parsed = [hydra_groups.parse(text) for text in dotted]
+    except Misuse:
+        return
+    lines = tuple(sorted({text.partition("=")[0]: text for text in chosen}.values()))
+    try:
+        expected: Any = hydra_groups.resolve_by_omegaconf(lines, parsed)
+    except Misuse as error:
+        expected = str(error)
+    try:
+        found: Any = hydra_groups.resolve([*chosen, *dotted])
+    except Misuse as error:
+        found = str(error)
+    assert same(found, expected)
+
+
+def test_what_is_not_plain_is_left_to_omegaconf() -> None:
+    assert compose(["schedule.epochs=${seed}", "seed=50"])["schedule"]["epochs"] == 50
+    with pytest.raises(Misuse, match="does not resolve"):
+        compose(["schedule.epochs=${nothing}"])
+    with pytest.raises(Misuse, match="does not resolve"):
+        compose(["schedule.epochs=???"])
+
+
+def test_the_environment_is_read_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGROW_RUNS", "/one")
+    assert compose([])["runs"] == "/one"
+    monkeypatch.setenv("REGROW_RUNS", "null")
+    assert compose([])["runs"] == by_hydra([])["runs"]
+    monkeypatch.delenv("REGROW_RUNS")
+    assert compose([])["runs"] == "runs" and compose(["runs=/two"])["runs"] == "/two"
+
+
+def test_a_composition_is_ones_own() -> None:
+    config = compose(["method=set"])
+    config["method"]["keep_dense"].append("changed")
+    config["start"] = "changed"
+    assert compose(["method=set"])["method"]["keep_dense"] == [] and compose(["method=set"])["start"] is None
+
+
+def test_a_composition_knows_its_keys() -> None:
+    child = identify(["method=compressed", "method.sparsity=0.8"])
+    assert child.key == key(child.config)
+    assert child.ancestors == (key(compose(["method=dense"])),) == (identify(["method=dense"]).key,)
+    grandchild = identify(['start={parent: ["method=compressed"]}'])
+    assert grandchild.ancestors == (identify(["method=compressed"]).key, *child.ancestors)
+    assert identify([]).ancestors == ()
+    with pytest.raises(Misuse):
+        identify(["method=dsrr"])
+
+
+def test_a_configuration_that_json_cannot_hold_composes_too() -> None:
+    config = compose(["schedule.gamma=nan"])
+    assert config["schedule"]["gamma"] != config["schedule"]["gamma"]
+    assert compose(["schedule.gamma=inf"])["schedule"]["gamma"] == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -56,13 +161,16 @@ def test_composition_equals_a_full_hydra_compose(overrides: list[str]) -> None:
         ("schedule.epoch=3", "there is no option 'schedule.epoch': schedule has no 'epoch'. Did you mean 'epochs'?"),
         ("experiment=dsr/lenet_mnits", "Did you mean 'dsr/lenet_mnist'?"),
         ("schedule", "is not an override"),
+        ("experiment=null", "experiment=null is no choice; leave it out"),
         ("+model.depth=3", "only key=value is possible here"),
         ("method=dsr,set", "only key=value is possible here"),
         ("schedule.optimizer=3", "schedule.optimizer is a section"),
+        ("model.hidden={a: 1}", "model.hidden cannot be {'a': 1}: Cannot merge DictConfig with ListConfig"),
         ("profile.stretch=0", "profile.stretch = 0 should be a number above 0"),
         ('schedule.lr="1:20 -> 0.1, 22:40 -> 0.2"', "should begin at epoch 21"),
         ('schedule.lr="1:20 -> 0.1"', "schedule.lr ends at epoch 20, but the run has 40"),
         ("start={parent: 3}", "start.parent should be the list of overrides"),
+        ("start={parent: [3]}", "start.parent should be the list of overrides"),
         ("start={parent: [], tak: mask}", "Did you mean 'take'?"),
         ("start={parent: [], take: masks}", "start.take = 'masks' should be weights, mask or init"),
         ("start={parent: [], checkpoint: best}", "start.checkpoint = 'best' should be last"),

@@ -24,7 +24,7 @@ from results.collect import Collection, collect
 from results.figure import choose
 from results.fill import Sheet, fill
 from results.published import parse
-from results.record import Record
+from results.record import Record, Whole
 from results.render import html
 from results.render.report import agreement, alternative, embedded, picture
 from results.series import plot
@@ -64,7 +64,8 @@ def record(key: str, seed: int, path: Path | str = "/elsewhere", dirty: bool = F
         "device": "cpu",
     }
     config = fake_compose([*SET90, f"seed={seed}"])
-    return Record(Path(path), False, key, seed, "completed", config, (), environment, {"wall_s": 1.5, **summary})
+    content = Whole(config, (), environment, {"wall_s": 1.5, **summary}, ())
+    return Record(Path(path), False, key, seed, "completed", None, content)
 
 
 def every_status(papers: Path) -> Sheet:

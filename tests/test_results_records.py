@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from results import files
 from results.collect import collect, pack, write_packed
-from results.record import read_directory, read_packed
+from results.integrity import KINDS, report
+from results.record import Problem, examine_directory, examine_packed, read_directory, read_packed
 from runner import identity
 from runner.errors import Misuse
 
@@ -95,6 +99,39 @@ def test_reads_a_run_directory(tmp_path: Path) -> None:
     assert [line["test/accuracy"] for line in record.metrics] == [51.0, 52.0, 53.0]
 
 
+def test_values_of_other_parts_of_the_summary(tmp_path: Path) -> None:
+    path = write_run(tmp_path, SET)
+    change_json(
+        path / "summary.json",
+        final={"test/accuracy": 90.0, "layers:fc1": 0.25},
+        best={"layers:fc1": 0.5},
+        dense={"test/accuracy": 91.25, "test/loss": "nan"},
+        layers={
+            "fc1.weight": {"shape": [2, 4], "kept": 4, "nonzero": 3, "total": 8},
+            "mask": {"nonzero": 0, "total": 8},
+            "whole.weight": {"nonzero": 8, "total": 8},
+            "empty.weight": {"nonzero": 0, "total": 0},
+            "odd.weight": {"nonzero": "many", "total": 8},
+            "none.weight": None,
+        },
+        wall_s=3.5,
+    )
+    record, _ = read_directory(path)
+    values = {
+        "dense:test/accuracy": 91.25,
+        "layers:fc1": 0.625,  # not what the last epoch's line has under this name
+        "layers:mask": 1.0,
+        "layers:whole": 0.0,
+        "best:layers:fc1": 0.5,
+        "final:test/accuracy": 90.0,
+        "final:layers:fc1": 0.25,
+    }
+    assert {name: record.value(name) for name in values} == values
+    assert math.isnan(record.value("dense:test/loss") or 0.0)
+    for absent in ("layers:fc2", "layers:empty", "layers:odd", "layers:none", "wall_s:x", "wall_s", "", ":", "dense:"):
+        assert record.value(absent) is None, absent
+
+
 @pytest.mark.parametrize("stored, value", [(0.0, 0.0), (0, 0.0), ("inf", math.inf), ("-inf", -math.inf)])
 def test_a_value_is_what_was_stored(tmp_path: Path, stored: Any, value: float) -> None:
     record, _ = read_directory(write_run(tmp_path, SET, accuracy=stored))
@@ -156,6 +193,188 @@ def test_an_unusable_record_is_named_and_the_others_are_read(
     assert [record.path for record in runs.runs.values()] == [good]
     assert [problem.path for problem in runs.problems] == [bad]
     assert why in runs.problems[0].what and "\n" not in runs.problems[0].what
+
+
+@pytest.mark.parametrize(
+    "file, content, kind",
+    [
+        ("config.yaml", "model: [", "truncated"),
+        ("config.yaml", "day: 2020-13-45", "truncated"),
+        ("config.yaml", "a text", "malformed"),
+        ("config.yaml", None, "missing_file"),
+        ("summary.json", '{"schema": 1, "stat', "truncated"),
+        ("summary.json", "[]", "malformed"),
+        ("environment.json", "{", "truncated"),
+        ("environment.json", None, "missing_file"),
+        ("overrides.json", "{}", "malformed"),
+        ("metrics.jsonl", None, "missing_file"),
+        ("metrics.jsonl", '{"epoch": 1}\n{"epo', "truncated"),
+    ],
+)
+def test_problems_have_kinds(tmp_path: Path, file: str, content: str | None, kind: str) -> None:
+    path = write_run(tmp_path, SET)
+    (path / file).unlink()
+    if content is not None:
+        (path / file).write_text(content)
+    runs = collect([tmp_path])
+    assert [problem.kind for problem in runs.problems] == [kind]
+    assert [finding.kind for finding in report(runs)] == [kind]
+
+
+def test_what_a_reader_should_know_leaves_the_record_usable(tmp_path: Path) -> None:
+    path = write_run(tmp_path, SET)
+    change_json(path / "environment.json", git={"commit": "abc", "dirty": True})
+    final = {"epoch": 3, "test/accuracy": 90.0, "test/loss": "nan", "train/loss": "-inf"}
+    change_json(path / "summary.json", epochs=4, final=final)
+    metrics = path / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().rstrip("\n"))
+    runs = collect([tmp_path])
+    assert runs.problems == () and runs.sentences() == []
+    assert set(runs.remarks) == {
+        Problem(path, "has completed with test/loss = nan, train/loss = -inf.", "not_a_number"),
+        Problem(path, "was run from a tree with uncommitted changes, on commit abc.", "dirty_tree"),
+        Problem(metrics, "does not end with a line break; its last line may be cut short.", "truncated"),
+        Problem(
+            metrics,
+            "has 3 line(s), the last of epoch 3, but its summary tells of 4 epoch(s).",
+            "epochs_disagree",
+        ),
+    }
+    assert runs.runs[path.parent.name, 0].value("test/accuracy") == 90.0
+
+
+@pytest.mark.parametrize("epochs, agrees", [(3, True), (2, False), (4, False), (None, True)])
+def test_the_epochs_of_live_and_packed_records_are_compared(tmp_path: Path, epochs: Any, agrees: bool) -> None:
+    path = write_run(tmp_path / "runs", SET)
+    change_json(path / "summary.json", epochs=epochs)
+    packed = write_packed(path, tmp_path / "logged")
+    for reading in (examine_directory(path), examine_packed(packed)):
+        assert [remark.kind for remark in reading.remarks] == ([] if agrees else ["epochs_disagree"])
+
+
+def test_a_diverged_run_may_end_in_nan(tmp_path: Path) -> None:
+    path = write_run(tmp_path, SET, status="diverged", accuracy="nan")
+    assert examine_directory(path).remarks == ()
+
+
+def test_a_blocked_run_never_began(tmp_path: Path) -> None:
+    path = write_run(tmp_path, SET, status="blocked")
+    (path / "metrics.jsonl").unlink()
+    runs = collect([tmp_path])
+    assert runs.runs[path.parent.name, 0].status == "blocked" and runs.problems == ()
+    with pytest.raises(Misuse, match="blocked"):
+        pack(path)
+    write_run(tmp_path / "other", SET, status="failed")
+    assert [record.status for record in collect([tmp_path, tmp_path / "other"]).runs.values()] == ["failed"]
+
+
+def test_the_report_lists_everything_the_gravest_first(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a", SET)
+    write_run(tmp_path / "b", SET, accuracy=91.0)
+    write_run(tmp_path / "c", SET)
+    broken_off = write_run(tmp_path / "a", SET, seed=1, status=None)
+    (write_run(tmp_path / "a", SET, seed=2, status=None) / "metrics.jsonl").write_text("")
+    change_json(write_run(tmp_path / "a", SET, seed=3) / "summary.json", seed=4)
+    write_run(tmp_path / "a", SET, seed=5, accuracy="inf")
+    found = report(collect([tmp_path / name for name in "abc"]))
+    assert [finding.kind for finding in found] == [
+        *("conflict", "foreign_seed", "not_a_number", "interrupted", "interrupted", "duplicate")
+    ]
+    assert [KINDS.index(finding.kind) for finding in found] == sorted(KINDS.index(finding.kind) for finding in found)
+    assert str(path) in found[0].sentence and str(found[0].path) in str(found[0])
+    assert found[3].path == broken_off and "after epoch 3" in found[3].sentence
+    assert "before its first epoch" in found[4].sentence
+    assert report(collect([])) == []
+
+
+def test_a_parent_is_named_by_its_key(tmp_path: Path) -> None:
+    stage = ("method=set", "stage=dense")
+    path = write_run(tmp_path / "runs", stage)
+    key = identity.key(fake_compose(("method=dense",)))
+    assert read_directory(path)[0].parent == key
+    assert read_packed(write_packed(path, tmp_path / "logged"))[0].parent == key
+    assert read_directory(write_run(tmp_path, ("method=dense",)))[0].parent is None
+
+
+YAML_TEXTS = [
+    "a: 1\nb: 2\n",
+    "a:\n  b: 1\n  c: [1, 2]\nd:\n- 1\n- x: 2\n  y: 3\n-\n",
+    "a: |\n  one\n\n  two\n\nb: >-\n  three\n",
+    "a: 'one\n\n  two'\nb: 3\n",
+    "a: 'one\nb: two'\nc: 3\n",
+    "a: {b: 1,\nc: 2}\nd: 3\n",
+    "a: &x {b: 1}\nc: *x\n",
+    "a: &x {b: 1}\nc: &x {b: 2}\nd: *x\n",
+    "a: 1\na: 2\nb: 3\n",
+    "yes: 1\nno: 2\nnull: 3\n",
+    "a: 1\n# a comment\nb: 2\n",
+    "a: 1 # a comment\nb: 2\n",
+    "---\na: 1\n...\n",
+    "a: 1\n---\nb: 2\n",
+    "? a\n: 1\n",
+    "<<: {a: 1}\nb: 2\n",
+    "a:1\nb: 2\n",
+    "a : 1\n",
+    "a: 1",
+    "a: 1\r\nb: 2\r\n",
+    "a: 1\rb: 2\n",
+    "a: \u2028 b\n",
+    "é: 1\n",
+    "a: é\n",
+    "a:\tb\n",
+    "a: 1\n\tb\n",
+    "a: text\n- 1\n",
+    "a: text\n  more\n",
+    "a:\n\n\nb:\n",
+    "a: 0x1F\nb: 1e-3\nc: 1_000\nd: 12:30:00\ne: 2020-01-01\n",
+    "a: !!python/object/apply:os.system [ls]\n",
+    "a: 'x\n",
+    "- a\n- b\n",
+    "text\n",
+    "",
+    "\n",
+    "a: [\n]\nb: 1\n",
+    "a: - b\n",
+    "1: 2\n",
+    "a: |+\n  one\n\n\nb: 1\n",
+    'a: "one\\\n  two"\nb: 1\n',
+]
+
+
+def check_yaml(path: Path, text: str) -> None:
+    """Reading by sections gives what reading the whole gives, types included, or leaves it to that."""
+    path.write_bytes(text.encode())
+    try:
+        expected: Any = yaml.load(text, Loader=files._loader())
+    except (yaml.YAMLError, ValueError):
+        expected = None
+    try:
+        found: Any = files.yaml_file(path)
+    except files.Unusable:
+        assert not isinstance(expected, dict), text
+    else:
+        assert repr(found.own()) == repr(expected), text
+
+
+def test_reading_by_sections_is_reading(tmp_path: Path) -> None:
+    for text in YAML_TEXTS:
+        check_yaml(tmp_path / "config.yaml", text)
+
+
+LINES = [line + "\n" for text in YAML_TEXTS for line in text.split("\n")]
+
+
+@settings(max_examples=1000)
+@given(st.lists(st.sampled_from(sorted(set(LINES))), max_size=6).map("".join))
+def test_reading_any_lines_by_sections_is_reading(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    check_yaml(tmp_path_factory.getbasetemp() / "config.yaml", text)
+
+
+def test_what_two_runs_have_in_common_is_not_shared_with_their_readers(tmp_path: Path) -> None:
+    one, _ = read_directory(write_run(tmp_path, SET))
+    other, _ = read_directory(write_run(tmp_path, SET, seed=1))
+    one.config["method"]["name"] = "changed"
+    assert other.config["method"]["name"] == "set"
 
 
 @pytest.mark.parametrize("file, what", [("overrides.json", "{}"), ("environment.json", None)])

@@ -27,6 +27,7 @@ from runner.records import RunDirectory, write_json
 from runner.repeat import first_difference, summary_differences
 from runner.submission import Task, freeze
 from scripts import runs as command
+from tests.test_results_records import write_run
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
@@ -767,3 +768,37 @@ def test_nothing_at_all_is_an_empty_list(
     monkeypatch.setenv("REGROW_RUNS", str(tmp_path / "none"))
     monkeypatch.setattr(command, "collect_runs", lambda roots: Collection({}) if roots is None else pytest.fail())
     assert call("gc", runs=None)[:2] == (0, "There is nothing to delete.\n")
+
+
+# check
+
+
+def test_check_names_every_fault_and_tells_grave_ones_from_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    sound = write_run(runs, ["method=set"], 0, accuracy=90.0)
+    assert command.main(["check", "--runs", str(runs)]) == 0 and "0 finding(s)." in capsys.readouterr().err
+    (sound / "environment.json").write_text(json.dumps({"git": {"commit": "abc", "dirty": True}}))
+    assert command.main(["check", "--runs", str(runs)]) == 0
+    assert f"Note: {sound}" in capsys.readouterr().out
+    broken = write_run(runs, ["method=set"], 1)
+    (broken / "summary.json").write_text('{"schema": 1, "stat')
+    assert command.main(["check", "--json", "--runs", str(runs)]) == 1
+    kinds = {entry["kind"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert kinds["truncated"]["grave"] and kinds["truncated"]["path"] == str(broken)
+    assert not kinds["dirty_tree"]["grave"]
+    assert command.main(["check", "seed1", "--runs", str(runs)]) == 1
+    assert "dirty" not in capsys.readouterr().out
+
+
+def test_tables_show_the_first_problems_and_where_the_rest_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from scripts.make_tables import main as make_tables
+
+    for seed in range(30):
+        (write_run(tmp_path, ["method=set"], seed) / "summary.json").write_text("{")
+    assert make_tables(["demo/digits", "--runs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 21 and lines[-1] == "... and 10 more; python scripts/runs.py check lists all of them."

@@ -527,3 +527,28 @@ def test_an_unwritable_out_is_one_sentence(toys: Path, capsys: pytest.CaptureFix
     assert make_tables.main(["toys/first", "--out", str(toys / "file"), "--runs", str(toys / "runs")]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and "cannot be written" in captured.err and captured.err.count("\n") == 1
+
+
+def test_the_second_time_nothing_is_parsed_composed_or_read_again(tmp_path: Path) -> None:
+    """Then a table costs the looking at its runs' files: no YAML, no Hydra."""
+    path = write_run(tmp_path / "runs", SET90)
+    for file in path.iterdir():
+        os.utime(file, (1e9, 1e9))  # what was written just now is not indexed
+    code = (
+        "import sys, scripts.make_tables as t\n"
+        f"t.main(['demo', '--runs', {str(tmp_path / 'runs')!r}])\n"
+        "heavy = {'yaml', 'hydra', 'omegaconf', 'torch', 'matplotlib', 'pandas'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "REGROW_CACHE": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for _ in range(2)
+    ]
+    assert told[0].stdout == told[1].stdout
+    assert [done.stderr.splitlines()[-1] for done in told] == ["['hydra', 'omegaconf', 'yaml']", "[]"]
