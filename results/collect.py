@@ -6,8 +6,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,12 +59,16 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Collection:
-    """The runs that tables and figures read. `remarks`: what leaves a record usable, but its reader should know."""
+    """The runs that tables and figures read. `remarks`: what leaves a record usable, but its reader should know.
+
+    `notes`: sentences about the place that the runs are from.
+    """
 
     runs: dict[tuple[str, int], Record]
     problems: tuple[Problem, ...] = ()
     duplicates: tuple[Duplicate, ...] = ()
     remarks: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def get(self, key: str, seed: int) -> Record | None:
         return self.runs.get((key, seed))
@@ -78,7 +82,7 @@ class Collection:
             lines.append(
                 f"Note: {agreeing} further record(s) of runs already found agree with them; each run counts once."
             )
-        return lines
+        return [*lines, *(f"Note: {note}" for note in self.notes)]
 
 
 def collect(roots: Iterable[Path | str], indexed: bool = True) -> Collection:
@@ -90,7 +94,7 @@ def collect(roots: Iterable[Path | str], indexed: bool = True) -> Collection:
     """
     problems: list[Problem] = []
     remarks: list[Problem] = []
-    found: dict[tuple[str, int], list[Record]] = {}
+    found: list[Record] = []
     seen: set[str] = set()
     for root in map(Path, roots):
         index = Index(root) if indexed else None
@@ -104,16 +108,41 @@ def collect(roots: Iterable[Path | str], indexed: bool = True) -> Collection:
             problems += left_out
             remarks += said
             if record is not None:
-                found.setdefault(record.identity, []).append(record)
+                found.append(record)
         if index is not None:
             index.write()
+    return settled(found, problems, remarks)
+
+
+def settled(
+    records: Iterable[Record],
+    problems: Iterable[Problem] = (),
+    remarks: Iterable[Problem] = (),
+    notes: Iterable[str] = (),
+) -> Collection:
+    """Each (key, seed) once, by the rules of `collect`; of equally good records the earlier one."""
+    found: dict[tuple[str, int], list[Record]] = {}
+    for record in records:
+        found.setdefault(record.identity, []).append(record)
     runs: dict[tuple[str, int], Record] = {}
     duplicates: list[Duplicate] = []
     for name, candidates in found.items():
         kept, *others = sorted(candidates, key=_preference) if len(candidates) > 1 else candidates
         runs[name] = kept
         duplicates += [Duplicate(kept.path, other.path, _agree(kept, other)) for other in others]
-    return Collection(runs, tuple(problems), tuple(duplicates), tuple(remarks))
+    return Collection(runs, tuple(problems), tuple(duplicates), tuple(remarks), tuple(notes))
+
+
+def merged(collections: Sequence[Collection]) -> Collection:
+    """Several collections as one; of equally good records of a run that of the earlier collection is kept."""
+    whole = settled(
+        [record for each in collections for record in each.runs.values()],
+        [problem for each in collections for problem in each.problems],
+        [remark for each in collections for remark in each.remarks],
+        [note for each in collections for note in each.notes],
+    )
+    earlier = [duplicate for each in collections for duplicate in each.duplicates]
+    return replace(whole, duplicates=(*earlier, *whole.duplicates))
 
 
 def _preference(record: Record) -> tuple[int, bool]:
@@ -225,12 +254,26 @@ def pack(run_dir: Path | str) -> dict[str, Any]:
     names = dict.fromkeys(name for line in record.metrics for name in line)
     return {
         "schema": SCHEMA,
-        "config": {name: section for name, section in record.config.items() if name not in _SITE},
-        "overrides": [override for override in record.overrides if re.split("[.=]", override)[0] not in _SITE],
+        "config": _elsewhere(record.config),
+        "overrides": _not_of_the_site(record.overrides),
         "environment": record.environment,
         "summary": record.summary,
         "metrics": {name: [number.rounded(line.get(name)) for line in record.metrics] for name in names},
     }
+
+
+def _elsewhere(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the facts of its site, its parents' included; it has the same key."""
+    kept = {name: section for name, section in config.items() if name not in _SITE}
+    if start := kept.get("start"):
+        kept["start"] = {**start, "parent": _elsewhere(start["parent"])}
+        if "overrides" in start:
+            kept["start"]["overrides"] = _not_of_the_site(start["overrides"])
+    return kept
+
+
+def _not_of_the_site(overrides: Iterable[str]) -> list[str]:
+    return [override for override in overrides if re.split("[.=]", override)[0] not in _SITE]
 
 
 def write_packed(run_dir: Path | str, logged_root: Path | str = LOGGED) -> Path:

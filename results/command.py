@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from results import parsed
-from results.collect import LOGGED, Collection, collect
+from results import parsed, wandb
+from results.collect import LOGGED, Collection, collect, merged
 from results.fill import FULL
 from runner import compose as composition
 from runner.compose import compose, names
@@ -24,7 +24,7 @@ class Arguments(argparse.ArgumentParser):
         raise Misuse(f"{message}; {self.prog} --help lists the arguments.")
 
     def add_runs(self) -> None:
-        """--runs and --profile."""
+        """--runs, --from and --profile."""
         self.add_argument(
             "--runs",
             nargs="+",
@@ -32,8 +32,21 @@ class Arguments(argparse.ArgumentParser):
             metavar="DIR",
             help="folders to search for runs, each run once (default: the runs root and results/logged)",
         )
+        self.add_from()
         self.add_argument(
             "--profile", metavar="P", help="the same cells at reduced cost: " + ", ".join(names("profile"))
+        )
+
+    def add_from(self) -> None:
+        """--from."""
+        self.add_argument(
+            "--from",
+            dest="sources",
+            action="append",
+            default=[],
+            metavar="wandb:ENTITY/PROJECT",
+            help="the runs that logger=wandb has sent there, in place of the default folders, or with those of --runs; "
+            "may be given again",
         )
 
 
@@ -51,14 +64,18 @@ def checked_profile(profile: str | None) -> str | None:
     return None if profile == FULL else profile
 
 
-def collect_runs(roots: list[Path] | None) -> Collection:
-    """The runs below `roots`; a root that was asked for must exist, the default ones need not yet."""
+def collect_runs(roots: list[Path] | None, sources: Sequence[str] = ()) -> Collection:
+    """The runs below `roots` and those of W&B projects; without either, those of the default roots.
+
+    A root that was asked for must exist, the default ones need not yet.
+    """
     if roots is None:
-        return collect([path for path in (Path(compose()["runs"]), LOGGED) if path.is_dir()])
+        roots = [] if sources else [path for path in (Path(compose()["runs"]), LOGGED) if path.is_dir()]
     for root in roots:
         if not root.is_dir():
             raise Misuse(f"There is no folder '{root}' to search for runs; addresses go before --runs.")
-    return collect(roots)
+    found = collect(roots)
+    return merged([found, *map(wandb.collect, dict.fromkeys(sources))]) if sources else found
 
 
 def few(sentences: Iterable[str], where: str, limit: int = 20) -> list[str]:

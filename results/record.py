@@ -18,7 +18,7 @@ from runner.records import SCHEMA
 #: blocked one could not begin when it was to, since its parent had no weights (runner.blocked).
 STATUSES = ("completed", "diverged", "failed", "running", "interrupted", "blocked")
 FINISHED = STATUSES[:3]
-_SETTLED = ("completed", "diverged")
+SETTLED = ("completed", "diverged")
 
 SEED_DIRECTORY = re.compile(r"seed(\d+)")
 SEED_FILE = re.compile(r"seed(\d+)\.json")
@@ -171,11 +171,11 @@ def examine_directory(path: Path, whole: bool = False) -> Reading:
         raise Unusable(f"cannot be read ({error.strerror})", "unreadable") from error
     summary = files.json_file(path / "summary.json") if has_summary else None
     config = files.yaml_file(path / "config.yaml")
-    status = _summary_status(summary) if summary is not None else "interrupted"
+    status = summary_status(summary) if summary is not None else "interrupted"
     # A settled run is only held for a moment; a failed one that is held is being tried again.
-    if status not in _SETTLED and records.is_held(path):
+    if status not in SETTLED and records.is_held(path):
         status, summary = "running", None
-    key, parent, seed = _checked_identity(config, summary, folder=path)
+    key, parent, seed = checked_identity(config, summary, folder=path)
     _check_metrics(path / "metrics.jsonl", status, summary, problems, remarks)
     overrides: tuple[str, ...] = ()
     environment: Mapping[str, Any] = {}
@@ -190,7 +190,7 @@ def examine_directory(path: Path, whole: bool = False) -> Reading:
             overrides = tuple(map(str, found))
         else:
             environment = found
-    remarks += _remarks(path, status, summary, environment)
+    remarks += remarks_on(path, status, summary, environment)
     lasting = summary is not None and not any(problem.kind == "unreadable" for problem in problems)
     content = Whole({}, overrides, environment, summary, ())
     if whole or not lasting:
@@ -206,12 +206,12 @@ def examine_packed(path: Path, whole: bool = False) -> Reading:
     lengths = {len(column) if isinstance(column, list) else -1 for column in columns.values()}
     if len(lengths) > 1 or -1 in lengths:
         raise Unusable("has metric columns of unequal lengths")
-    status = _summary_status(summary)
+    status = summary_status(summary)
     config = files.Config(stored["config"])
-    key, parent, seed = _checked_identity(config, summary, folder=path.with_suffix(""))
+    key, parent, seed = checked_identity(config, summary, folder=path.with_suffix(""))
     last = (columns.get("epoch") or [None])[-1]
     remarks = _epochs(path, status, summary, count=max(lengths, default=0), last=last)
-    remarks += _remarks(path, status, summary, stored["environment"])
+    remarks += remarks_on(path, status, summary, stored["environment"])
     overrides = tuple(map(str, stored["overrides"]))
     content = Whole({}, overrides, stored["environment"], summary, ())
     if whole:
@@ -244,7 +244,7 @@ def packed_lines(columns: Mapping[str, list[Any]]) -> tuple[Mapping[str, Any], .
     )
 
 
-def _checked_identity(
+def checked_identity(
     config: files.Config, summary: Mapping[str, Any] | None, folder: Path
 ) -> tuple[str, str | None, int]:
     """(key, the parent's key, seed) by the config alone; the folder's names and the summary must agree with it."""
@@ -266,7 +266,8 @@ def _checked_identity(
     return key, parent, seed
 
 
-def _summary_status(summary: Mapping[str, Any]) -> str:
+def summary_status(summary: Mapping[str, Any]) -> str:
+    """The status that a summary tells; raises Unusable for one of another schema, or with another status."""
     if summary.get("schema") != SCHEMA:
         raise Unusable(f"has a summary of schema {summary.get('schema')!r}; this version reads schema {SCHEMA}")
     if summary.get("status") not in (*FINISHED, "blocked"):
@@ -299,15 +300,16 @@ def _check_metrics(
 def _epochs(path: Path, status: str, summary: Mapping[str, Any] | None, count: int, last: Any) -> list[Problem]:
     """Of a settled run: the summary must tell of as many epochs as there are lines, and of the last one's number."""
     epochs = (summary or {}).get("epochs")
-    if status not in _SETTLED or type(epochs) is not int or count == last == epochs:
+    if status not in SETTLED or type(epochs) is not int or count == last == epochs:
         return []
     what = f"has {count} line(s), the last of epoch {last}, but its summary tells of {epochs} epoch(s)."
     return [Problem(path, what, "epochs_disagree")]
 
 
-def _remarks(
+def remarks_on(
     path: Path, status: str, summary: Mapping[str, Any] | None, environment: Mapping[str, Any]
 ) -> list[Problem]:
+    """What the reader of a record that can be used should know of it."""
     found = []
     final = (summary or {}).get("final")
     if status == "completed" and isinstance(final, dict):

@@ -185,7 +185,7 @@ def _embed_parent(start: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
     for name in unknown:
         raise Misuse(f"there is no option 'start.{name}'.{nearest(name, ['parent', 'checkpoint', 'take'])}")
     if not isinstance(start.get("parent"), list) or not all(isinstance(text, str) for text in start["parent"]):
-        raise Misuse("start.parent should be the list of overrides that make the parent, such as [method=dense].")
+        raise Misuse("start.parent should be the list of overrides that make the parent, such as ['method=dense'].")
     take = start.get("take", "weights")
     if take not in ("weights", "mask", "init"):
         raise Misuse(f"start.take = {take!r} should be weights, mask or init.")

@@ -8,7 +8,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from runner.environment import describe
 from runner.errors import Misuse
 from runner.experiment import Experiment, make, validate
 from runner.identity import Config, key, parent_config, run_dir
-from runner.loggers import make_logger
+from runner.loggers import Logger, make_logger
 from runner.records import RunDirectory
 from runner.trainer import Interrupted, Progress, Trainer
 
@@ -44,16 +44,18 @@ def execute(
     if summary := _finished(directory, weights):
         return summary
     parent = _parent(config, progress)
-    with directory.held(), _log_to(directory.path / "log.txt"), _signals() as stop:
+    with directory.held(), _log_to(directory.path / "log.txt"), _signals() as stop, ExitStack() as ending:
         # Another process may have finished it while this one waited for the parent.
         if summary := _finished(directory, weights):
             return summary
         began = datetime.now(UTC).isoformat(timespec="seconds")
         frame = {"key": key(config), "seed": config["seed"], "started": began, "parent": parent[0] if parent else None}
+        logger: Logger | None = None
         try:
             experiment = make(config)
             directory.begin(config, overrides, describe(str(experiment.device), experiment.settings.threads))
             logger = make_logger(config, directory.path)
+            ending.callback(logger.close)
             trainer = Trainer(experiment, directory, _both(logger.epoch, progress), stop)
             if parent:
                 _start_from(trainer, config["start"]["take"], parent[1])
@@ -66,7 +68,10 @@ def execute(
         except Exception as error:
             log.error("%s", traceback.format_exc())
             reason = f"{type(error).__name__}: {error}"
-            directory.finish({**frame, "status": "failed", "reason": reason, "ended": _now()})
+            failed = {**frame, "status": "failed", "reason": reason, "ended": _now()}
+            directory.finish(failed)
+            if logger is not None:
+                logger.finish(failed)
             raise
         summary = {**frame, **_summarise(trainer, history), "ended": _now(), "wall_s": _wall(history)}
         directory.finish(summary)

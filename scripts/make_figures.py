@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         profile = checked_profile(options.profile)
         figures = choose(options.addresses)
-        runs = collect_runs(options.runs)
+        runs = collect_runs(options.runs, options.sources)
     except Misuse as error:
         say([str(error)])
         return 2

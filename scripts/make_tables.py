@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         profile = checked_profile(options.profile)
         selections = select(options.addresses)
-        runs = collect_runs(options.runs)
+        runs = collect_runs(options.runs, options.sources)
         sheets = [fill(selection, runs, profile) for selection in selections]
         if options.format == HTML:
             text = _page(sheets, runs, options.out)

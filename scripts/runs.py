@@ -69,8 +69,10 @@ def _parser() -> Arguments:
         add(_diff, "Where two runs differ, and what came out of them.", "a", "b"),
     ):
         sub.add_argument("--json", action="store_true", help="print JSON")
+        sub.add_from()
     checking = add(_check, "What is wrong with the records, and what their readers should know.", filters=True)
     checking.add_argument("--json", action="store_true", help="print JSON")
+    checking.add_from()
     evaluating = add(_evaluate, "Evaluate a run's last checkpoint: does it give the recorded numbers?", "run")
     repeating = add(_rerun, "Repeat a run and compare it with its record, bit for bit.", "run")
     repeating.add_argument("--out", type=Path, metavar="DIR", help="a runs root for it (default: <runs>/rerun)")
@@ -89,7 +91,7 @@ def _parser() -> Arguments:
 def _list(options: Any) -> int:
     if options.status is not None and options.status not in STATUSES:
         raise Misuse(f"There is no status {options.status!r}.{nearest(options.status, STATUSES)}")
-    runs = collect_runs(options.runs)
+    runs = collect_runs(options.runs, options.sources)
     rows = [ledger.row(record) for record in ledger.matching(runs, options.filters, options.status)]
     print(_json(rows) if options.json else text.listed(rows), end="")
     counts = Counter(row["status"] for row in rows)
@@ -99,7 +101,7 @@ def _list(options: Any) -> int:
 
 
 def _show(options: Any) -> int:
-    runs = collect_runs(options.runs)
+    runs = collect_runs(options.runs, options.sources)
     record, problems = ledger.find(options.run, runs)
     run = ledger.whole(record, runs)
     print(_json(run) if options.json else text.whole(run), end="")
@@ -108,7 +110,7 @@ def _show(options: Any) -> int:
 
 
 def _diff(options: Any) -> int:
-    runs = collect_runs(options.runs)
+    runs = collect_runs(options.runs, options.sources)
     (a, problems), (b, more) = (ledger.find(name, runs) for name in (options.a, options.b))
     found = ledger.difference(a, b)
     print(_json(found) if options.json else text.difference(found), end="")
@@ -118,7 +120,7 @@ def _diff(options: Any) -> int:
 
 def _check(options: Any) -> int:
     """Every finding in full; 1 when a number may be wrong or lost by one."""
-    runs = collect_runs(options.runs)
+    runs = collect_runs(options.runs, options.sources)
     findings = [each for each in report(runs) if all(part in each.path.as_posix() for part in options.filters)]
     if options.json:
         entries = [

@@ -465,13 +465,15 @@ def test_packing_keeps_all_and_rounds_only_the_metric_columns(tmp_path: Path) ->
 
 
 def test_no_folder_of_this_machine_is_packed(tmp_path: Path) -> None:
-    path = write_run(tmp_path / "runs", SET)
+    path = write_run(tmp_path / "runs", [*SET, "stage=dense"])
     config = {**yaml.safe_load((path / "config.yaml").read_text()), "runs": "/home/me", "data": {"root": "/home/me"}}
+    config["start"]["overrides"] = ["runs=/home/me", "method=dense"]
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     (path / "overrides.json").write_text(json.dumps(["runs=/home/me", "data.root=/home/me", "dataset.x=1", *SET]))
     packed = write_packed(path, tmp_path / "logged")
     assert "/home/me" not in packed.read_text()
-    assert read_packed(packed)[0].overrides == ("dataset.x=1", *SET)
+    record, _ = read_packed(packed)
+    assert record.overrides == ("dataset.x=1", *SET) and record.config["start"]["overrides"] == ["method=dense"]
 
 
 def test_only_finished_whole_runs_are_packed(tmp_path: Path) -> None:
