@@ -122,16 +122,16 @@ def _check(options: Any) -> int:
     """Every finding in full; 1 when a number may be wrong or lost by one."""
     runs = collect_runs(options.runs, options.sources)
     findings = [each for each in report(runs) if all(part in each.path.as_posix() for part in options.filters)]
+    counts = Counter(each.kind for each in findings)
+    said = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    total = f"{len(runs.runs)} run(s), {len(findings)} finding(s){': ' * bool(said)}{said}."
     if options.json:
         entries = [
             {"kind": each.kind, "grave": each.grave, "path": str(each.path), "what": each.sentence} for each in findings
         ]
         print(_json(entries), end="")
     else:
-        print("".join(f"{each}\n" for each in findings), end="")
-    counts = Counter(each.kind for each in findings)
-    said = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    say([f"{len(runs.runs)} run(s), {len(findings)} finding(s){': ' * bool(said)}{said}."])
+        print("\n".join([*map(str, findings), total]))
     return 1 if any(each.grave for each in findings) else 0
 
 

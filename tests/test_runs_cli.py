@@ -778,7 +778,7 @@ def test_check_names_every_fault_and_tells_grave_ones_from_others(
 ) -> None:
     runs = tmp_path / "runs"
     sound = write_run(runs, ["method=set"], 0, accuracy=90.0)
-    assert command.main(["check", "--runs", str(runs)]) == 0 and "0 finding(s)." in capsys.readouterr().err
+    assert command.main(["check", "--runs", str(runs)]) == 0 and "0 finding(s)." in capsys.readouterr().out
     (sound / "environment.json").write_text(json.dumps({"git": {"commit": "abc", "dirty": True}}))
     assert command.main(["check", "--runs", str(runs)]) == 0
     assert f"Note: {sound}" in capsys.readouterr().out
