@@ -9,6 +9,10 @@ from typing import Any
 USAGE = """\
 python -m runner [OVERRIDE ...]                  one run
 python -m runner -m OVERRIDE=A,B [...]           a sweep: every combination, one after the other
+python -m runner -m hydra/launcher=submitit_slurm hydra.launcher.timeout_min=240 [...]
+                                                 a sweep by a launcher of Hydra's: it waits for its
+                                                 jobs, which compose when they start; nothing is frozen
+                                                 (scripts/submit.py returns at once, and freezes)
 python -m runner cell=PAPER/TABLE/ROW/COLUMN     the runs of one table cell
 
 Overrides are key=value: a group's option (method=dsr, experiment=dsr/lenet_mnist) or a
@@ -32,11 +36,19 @@ def main(arguments: list[str]) -> int:
             return _help()
         if unknown := flags - {"-m", "--multirun", "--cfg"}:
             raise Misuse(f"there is no flag {min(unknown)}; see python -m runner --help.")
+        hydras = [o for o in overrides if o.startswith(("hydra/", "hydra."))]
+        overrides = [o for o in overrides if o not in hydras]
         sweep = _expand(overrides) if flags & {"-m", "--multirun"} else [overrides]
         jobs = [job for each in sweep for job in _cells(each)]
         if "--cfg" in flags:
             return max(_show(job) for job in jobs)
-        return _run(jobs)
+        if not hydras:
+            return _run(jobs)
+        if not flags & {"-m", "--multirun"}:
+            raise Misuse(f"{hydras[0]} is for sweeps; add -m.")
+        from runner.launcher import launch  # loads Hydra's plugins
+
+        return launch(jobs, hydras)
     except Misuse as misuse:
         print(f"regrow: {misuse}", file=sys.stderr)
         return 2

@@ -194,7 +194,7 @@ class Pool:
         ours, theirs = context.Pipe()
         process = context.Process(target=work, args=(theirs, str(self.log)), name="regrow-worker")
         # The libraries read these when they are loaded, which is before any code of ours could set them.
-        with _environment(OMP_NUM_THREADS=str(self.threads), **({"CUDA_VISIBLE_DEVICES": device} if device else {})):
+        with environment(OMP_NUM_THREADS=str(self.threads), **({"CUDA_VISIBLE_DEVICES": device} if device else {})):
             process.start()
         theirs.close()  # so that the worker's death closes the connection
         self.workers.append(Worker(process, ours, device))
@@ -247,7 +247,8 @@ def _signal(process: BaseProcess, kind: signal.Signals) -> None:
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def environment(**variables: str) -> Iterator[None]:
+    """These environment variables within the context: for processes that are started there."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
