@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from methods.base import Context, Method
+from runner.errors import Misuse
 from runner.world import World
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -39,6 +40,15 @@ class Replicas:
         self.ballot = world.ballot()
         self.masks_seen = -1
         self.print = 0
+
+    def check_statistics(self, smallest: int) -> None:
+        """Misuse when batch normalisation has too few samples on some rank; `smallest`: of all (micro-)batches."""
+        if self.statistics() and smallest // self.world.size < 2:
+            raise Misuse(
+                f"batch normalisation needs two samples on every rank, but {self.world.size} ranks share batches as "
+                f"small as {smallest} (an epoch's last one, or micro-batches); take fewer devices, or "
+                f"schedule.drop_last=true."
+            )
 
     def decide(self, stop: bool, due: bool) -> tuple[bool, bool]:
         """After a step: whether some rank was asked to stop, and whether a checkpoint is due. All decide alike.
@@ -114,6 +124,7 @@ def fingerprints(state: Any) -> dict[str, int]:
 def _weighted_sum(tensor: Tensor) -> Tensor:
     bits = tensor.contiguous().view(-1)
     bits = bits.view(_BITS[bits.element_size()]).to(torch.int64)
+    bits = bits ^ (bits >> 32)  # float64's round numbers have high bits only, of which the product would lose most
     weights = _weights(bits.numel(), bits.device)
     return (bits * weights).sum() + bits.numel()
 

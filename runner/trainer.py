@@ -70,6 +70,8 @@ class Trainer:
         rng = torch.Generator().manual_seed(derive(e.seed, "method"))
         self.ctx = Context(self.optimizer, rng, total_steps=steps * e.schedule.epochs, steps_per_epoch=steps)
         self.replicas = Replicas(world, self.model, self.optimizer, e.method, self.ctx)
+        last = torch.arange((steps - 1) * e.schedule.batch_size, min(steps * e.schedule.batch_size, e.data.train_size))
+        self.replicas.check_statistics(min(map(len, last.chunk(e.schedule.accumulate))))
         self.recorders = Recorders(e.settings.records, e.method)
         self.adopted: dict[str, Tensor] | None = None  # a parent's masks, for a stage that takes them
         self.history: list[dict[str, Any]] = []
