@@ -207,6 +207,7 @@ class Trainer:
         }
         if self.e.device.type == "cuda":
             state["rng"]["cuda"] = torch.cuda.get_rng_state(self.e.device)
+        self.directory.check_hold()
         checkpoint.save(state, self.directory.checkpoints)
 
     def resume(self) -> bool:
