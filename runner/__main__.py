@@ -130,6 +130,7 @@ def _run(jobs: list[list[str]]) -> int:
     configs = [compose(job) for job in jobs]  # all of them before anything starts
     from runner.execute import REQUEUE, execute
     from runner.experiment import validate
+    from runner.failure import foreseen
     from runner.identity import run_dir
     from runner.trainer import Interrupted
 
@@ -144,6 +145,11 @@ def _run(jobs: list[list[str]]) -> int:
         except Interrupted:
             print("  interrupted and saved; the same command resumes it")
             return REQUEUE
+        except Exception as error:
+            if (sentence := foreseen(error)) is None:
+                raise
+            print(f"  failed: {sentence}")
+            return 1
         final = summary["final"]
         print(f"  {summary['status']}: {_metrics(final)}" + (f" ({summary['reason']})" if summary["reason"] else ""))
         code = max(code, 0 if summary["status"] == "completed" else 3)

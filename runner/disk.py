@@ -17,6 +17,9 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 class Unwritable(OSError):
     """A file could not be written. The message names it, the cause, and where space lacks need and free space."""
 
+    def __str__(self) -> str:
+        return str(self.strerror)
+
 
 @contextmanager
 def writing(path: Path, need: int) -> Iterator[None]:
@@ -30,14 +33,19 @@ def writing(path: Path, need: int) -> Iterator[None]:
 
 
 def refusal(path: Path, need: int, error: OSError) -> str:
-    """Why `path` could not be written, as one sentence without its full stop: the cause and the mend."""
-    cause = error.strerror or str(error)
-    text = f"{path} could not be written ({cause})"
+    """Why `path`, of `need` bytes, could not be written: a sentence without its full stop, with cause and mend."""
+    text = f"{path} could not be written ({error.strerror or error})"
     if error.errno not in _NO_SPACE:
         return f"{text}; what was recorded stays; put that right, and the same command resumes"
-    asked = f"it needs {amount(need)}" + (f", {amount(free)} are free" if (free := _free(path)) is not None else "")
-    mend = "a quota is spent" if error.errno == errno.EDQUOT else "make room (scripts/runs.py gc lists what can go)"
-    return f"{text}: {asked}; what was recorded stays; {mend}, and the same command resumes"
+    free = _free(path)
+    room = f"it needs {amount(need)}" + (f", and {amount(free)} are free" if free is not None else "")
+    mend = "make room (python scripts/runs.py gc says what can go)"
+    return f"{text}: {room}; what was recorded stays; {mend}, and the same command resumes"
+
+
+def refused(error: OSError) -> str | None:
+    """The same for an error that names its file and was not caught while writing; None unless a disk is full."""
+    return refusal(Path(os.fsdecode(error.filename)), 0, error) if error.errno in _NO_SPACE else None
 
 
 def amount(size: float) -> str:

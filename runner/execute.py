@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from runner import checkpoint
+from runner import checkpoint, disk, failure
 from runner.environment import describe
 from runner.errors import Misuse
 from runner.experiment import Experiment, make, validate
@@ -67,9 +67,9 @@ def execute(
             raise
         except Exception as error:
             log.error("%s", traceback.format_exc())
-            reason = f"{type(error).__name__}: {error}"
+            reason = failure.reason(error)
             failed = {**frame, "status": "failed", "reason": reason, "ended": _now()}
-            directory.finish(failed)
+            directory.finish_if_possible(failed)
             if logger is not None:
                 logger.finish(failed)
             raise
@@ -164,7 +164,7 @@ def _now() -> str:
 
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path)
+    handler = disk.Log(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     level = log.level
