@@ -230,7 +230,7 @@ class Trainer:
         self.sums = state["sums"]
         self.ctx.rng.set_state(state["rng"]["method"].cpu())
         torch.set_rng_state(state["rng"]["torch"].cpu())
-        if "cuda" in state["rng"]:
+        if "cuda" in state["rng"] and self.e.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.e.device)
         self.history = self.directory.cut_metrics(self.ctx.epoch)
         log.info("resumed at epoch %d, step %d", self.ctx.epoch, self.ctx.step)

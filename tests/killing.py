@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,15 +113,31 @@ def die_in(place: str, at: int) -> None:
     _around(visit, owner, name, before, only)
 
 
-def run_and_die(config: dict[str, Any], place: str, at: int) -> int:
-    """Execute in a forked process that SIGKILLs itself; its exit status: -9, or 0 if the run ended before."""
+def forked(act: Callable[[], Any]) -> int:
+    """Do something in a forked process, whose number is returned; it exits with 0, or with 1 and a traceback."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            die_in(place, at)
-            execute(config, [])
+            act()
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
+    return child
+
+
+def end_of(child: int) -> int:
+    """Wait for a forked process; its exit status: -9 if it was killed."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def run_and_die(config: dict[str, Any], place: str, at: int) -> int:
+    """Execute in a forked process that SIGKILLs itself; its exit status: -9, or 0 if the run ended before."""
+
+    def act() -> None:
+        die_in(place, at)
+        execute(config, [])
+
+    return end_of(forked(act))
