@@ -84,16 +84,12 @@ class RunDirectory:
         return kept
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary, or None while there is none. Misuse when it cannot be read."""
+        """The summary, or None while there is none; "nan" and "inf" are text in it. Misuse when it cannot be read."""
         try:
-            summary = json.loads(self.summary_path.read_text(), parse_constant=str)
-            for part in ("final", "best"):
-                if part in summary:
-                    summary[part] = {name: _number(value) for name, value in summary[part].items()}
-            return summary
+            return json.loads(self.summary_path.read_text(), parse_constant=str)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise Misuse(f"{self.summary_path} is not readable ({error}); move it away to run again.") from None
 
     def finish(self, summary: dict[str, Any]) -> None:

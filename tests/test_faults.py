@@ -399,6 +399,8 @@ def test_a_nan_ends_the_run_as_diverged_and_a_kill_changes_nothing(
     assert code == 3
     assert "diverged:" in said and "(the training loss of epoch 2 is nan)" in said
     assert call(straight) == (3, said.splitlines()[0] + "\n" + said.splitlines()[-1] + "\n")  # a result: not repeated
+    again = attempt(Task(compose(straight), tuple(straight)))  # nor is it by a submission
+    assert (again.status, again.metric) == ("diverged", "test/accuracy 8.333")
     with monkeypatch.context() as patch:
         patch.setattr(RunDirectory, "finish", lambda self, summary: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
