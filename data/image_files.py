@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from data.base import Dataset
 from data.order import derive
+from data.unreadable import Unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Sample = tuple[str, int]
+_PATIENCE_S = 10.0  # how often it is asked whether anybody is still reading
 
 
 @dataclass
@@ -28,6 +31,7 @@ class _Reading:
 
     images: list[Future[Tensor]]
     labels: list[int]
+    paths: list[str]
 
 
 class ImageFiles(Dataset):
@@ -57,7 +61,8 @@ class ImageFiles(Dataset):
         self.offset = torch.tensor(mean).view(1, -1, 1, 1) * 255
         self.scale = torch.tensor(std).view(1, -1, 1, 1) * 255
         self.device = torch.device("cpu")
-        self.threads = ThreadPoolExecutor(_processors(), thread_name_prefix="read")  # starts none before it is used
+        self.name = f"read-{id(self):x}-"
+        self.threads = ThreadPoolExecutor(_processors(), thread_name_prefix=self.name)  # starts none before it is used
         self.expected: tuple[int, list[int], _Reading] | None = None
 
     @property
@@ -74,7 +79,7 @@ class ImageFiles(Dataset):
         self.expected = (seed, indices.tolist(), self._read_training(indices.tolist(), seed))
 
     def batch(self, indices: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Training samples, augmented and normalised. ValueError names a file that is no whole image."""
+        """Training samples, augmented and normalised. Unreadable names a file that is no whole image."""
         wanted = indices.tolist()
         reading = None
         if self.expected is not None and self.expected[:2] == (seed, wanted):
@@ -99,14 +104,24 @@ class ImageFiles(Dataset):
 
     def _read(self, samples: Sequence[Sample], transforms: Sequence[Callable[[Image], Tensor]]) -> _Reading:
         images = [self.threads.submit(_load, path, t) for (path, _), t in zip(samples, transforms, strict=True)]
-        return _Reading(images, [label for _, label in samples])
+        return _Reading(images, [label for _, label in samples], [path for path, _ in samples])
+
+    def _await(self, image: Future[Tensor], path: str) -> Tensor:
+        """The image, once it has been read. Unreadable when it cannot be, or when no thread is left to do it."""
+        while True:
+            try:
+                return image.result(_PATIENCE_S)
+            except TimeoutError:
+                if image.done() or any(thread.name.startswith(self.name) for thread in threading.enumerate()):
+                    continue
+                raise Unreadable(f"the threads that read images have died before {path} was read; run again") from None
 
     def _finish(self, reading: _Reading) -> tuple[Tensor, Tensor]:
         pinned = self.device.type == "cuda"
         pixels = torch.empty(len(reading.images), *self.in_shape, dtype=torch.uint8, pin_memory=pinned)
         labels = torch.tensor(reading.labels, pin_memory=pinned)
-        for row, image in zip(pixels, reading.images, strict=True):
-            row.copy_(image.result())
+        for row, image, path in zip(pixels, reading.images, reading.paths, strict=True):
+            row.copy_(self._await(image, path))
         images = pixels.to(self.device, non_blocking=True).float().sub_(self.offset).div_(self.scale)
         return images, labels.to(self.device, non_blocking=True)
 
@@ -115,10 +130,11 @@ def _load(path: str, transform: Callable[[Image], Tensor]) -> Tensor:
     from torchvision.datasets.folder import pil_loader
 
     try:
-        image = pil_loader(path)
-    except OSError as error:
-        raise ValueError(f"{path} is not a whole image ({error}); replace it") from None
-    return transform(image)
+        return transform(pil_loader(path))
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files make Pillow raise errors of many kinds
+        raise Unreadable(f"{path} is not a whole image ({error}); replace it") from error
 
 
 def _drawing(transform: Callable[[Image, random.Random], Tensor], seed: int, image: Image) -> Tensor:

@@ -138,9 +138,9 @@ def _run(jobs: list[list[str]]) -> int:
     from runner.compose import compose
 
     configs = [compose(job) for job in jobs]  # all of them before anything starts
-    from runner.errors import RanksFailed
     from runner.execute import REQUEUE, execute
     from runner.experiment import validate
+    from runner.failure import foreseen
     from runner.identity import run_dir
     from runner.trainer import Interrupted
 
@@ -155,8 +155,10 @@ def _run(jobs: list[list[str]]) -> int:
         except Interrupted:
             say("  interrupted and saved; the same command resumes it")
             return REQUEUE
-        except RanksFailed as error:
-            print(f"regrow: {error}", file=sys.stderr)
+        except Exception as error:
+            if (sentence := foreseen(error)) is None:
+                raise
+            print(f"regrow: {sentence}", file=sys.stderr)
             return 1
         final = summary["final"]
         say(f"  {summary['status']}: {_metrics(final)}" + (f" ({summary['reason']})" if summary["reason"] else ""))
@@ -174,7 +176,7 @@ def _print_epoch(line: dict[str, Any]) -> None:
 
 def _metrics(line: dict[str, Any]) -> str:
     shown = {name: value for name, value in line.items() if name.startswith(("train/", "test/", "mask/"))}
-    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    return "  ".join(f"{name} {float(value):.4g}" for name, value in shown.items())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner import blocked
+from runner import blocked, failure
 from runner.errors import Misuse
 from runner.identity import Config, parent_config, run_dir
 from runner.queue import is_queued
@@ -43,7 +43,7 @@ class Outcome:
         """The test metric in words; loss only where there is nothing else."""
         names = [name for name in self.final if name.startswith("test/")]
         name = next((name for name in names if name != "test/loss"), "test/loss")
-        return f"{name} {self.final[name]:.4g}" if name in self.final else ""
+        return f"{name} {float(self.final[name]):.4g}" if name in self.final else ""
 
 
 class Stop:
@@ -87,7 +87,7 @@ def attempt(task: Task, progress: Callable[[dict[str, Any]], None] | None = None
     except Misuse as error:
         return Outcome("refused", str(error))
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = failure.reason(error)
         return Outcome("failed", reason, seconds=time.monotonic() - began)
     return Outcome(summary["status"], summary["reason"], summary["final"], time.monotonic() - began)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import logging
@@ -11,8 +12,8 @@ from typing import Any
 
 import torch
 
+from runner.disk import staged
 from runner.errors import Misuse
-from runner.records import write_atomic
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
 _DIGEST = hashlib.sha256().digest_size
@@ -20,18 +21,29 @@ log = logging.getLogger("regrow")
 
 
 def save(state: dict[str, Any], folder: Path) -> None:
-    """Save as the folder's last checkpoint; the one before stays as `previous.pt`."""
+    """Save as the folder's last checkpoint; the one before stays as `previous.pt`. Raises `runner.disk.Unwritable`."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    payload = buffer.getvalue()
+    payload = buffer.getbuffer()
     last = folder / LAST
-    if last.exists():
-        # A second link, not a move: at no moment is there no good checkpoint.
-        link = folder / f".{PREVIOUS}.{os.getpid()}"
-        link.unlink(missing_ok=True)
+    with staged(last, payload, hashlib.sha256(payload).digest()):
+        if last.exists():
+            _keep(last, folder / PREVIOUS)
+
+
+def _keep(last: Path, previous: Path) -> None:
+    """Keep the last checkpoint as the one before it, too, until the new one is in its place."""
+    # A second link, not a move: at no moment is there no good checkpoint.
+    link = previous.with_name(f".{PREVIOUS}.{os.getpid()}")
+    link.unlink(missing_ok=True)
+    try:
         os.link(last, link)
-        os.replace(link, folder / PREVIOUS)
-    write_atomic(last, payload + hashlib.sha256(payload).digest())
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        os.replace(last, previous)  # a file system without links: for a moment `previous` is the only good one
+    else:
+        os.replace(link, previous)
 
 
 def read(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:

@@ -22,8 +22,18 @@ def describe(device: str, threads: int) -> dict[str, Any]:
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "git": git_state(),
         "device": device,
+        **_hardware(device),
         "threads": threads,
     }
+
+
+def _hardware(device: str) -> dict[str, Any]:
+    """What there is to say of a CUDA device, beside its name in torch."""
+    if not device.startswith("cuda"):
+        return {}
+    from runner.device import hardware  # loads torch, which whoever has such a device has loaded
+
+    return hardware(device)
 
 
 def _version(package: str) -> str | None:

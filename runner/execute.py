@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from runner import checkpoint
+from runner import checkpoint, disk, failure
 from runner.environment import describe
 from runner.errors import Misuse, RanksFailed
 from runner.experiment import Experiment, make, validate
@@ -116,7 +116,7 @@ def _execute(
             log.error("%s", traceback.format_exc())
             if world.first:
                 failed = {**frame, "status": "failed", "reason": _reason(error, world), "ended": _now()}
-                directory.finish(failed)
+                directory.finish_if_possible(failed)
                 if logger is not None:
                     logger.finish(failed)
             raise
@@ -145,7 +145,7 @@ def _launch(
             with directory.held(), _log_to(directory.path / "log.txt"):
                 log.error("%s", error.details or error)
                 failed = {"status": "failed", "reason": str(error), "ended": _now()}
-                directory.finish({**_frame(unfinished), "started": began, **failed})
+                directory.finish_if_possible({**_frame(unfinished), "started": began, **failed})
         raise
 
 
@@ -165,7 +165,7 @@ def _reason(error: Exception, world: World) -> str:
     """Why a run has failed, in a sentence for its summary."""
     if world.lost(error):
         return f"another rank was lost ({str(error).splitlines()[0]}); what is recorded stays; run again to resume"
-    return f"{type(error).__name__}: {error}"
+    return failure.reason(error)
 
 
 def _finished(directory: RunDirectory, weights: bool) -> dict[str, Any] | None:
@@ -244,7 +244,7 @@ def _now() -> str:
 
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path)
+    handler = disk.Log(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     level = log.level

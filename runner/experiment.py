@@ -1,9 +1,9 @@
-"""The built parts of one run: device, data, model, method, task, schedule."""
+"""The built parts of one run: data, model, method, task, schedule, on their device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from data.base import Dataset
 from data.order import derive
 from methods.base import Method
 from runner.build import build, check, check_arguments
+from runner.device import PRECISIONS, Name, choose, reset
 from runner.errors import Misuse
 from runner.identity import Config, key
 from runner.optim import Schedule
@@ -32,7 +33,7 @@ _GIVEN = {
 class Settings:
     """The machine's side of training (`conf/trainer`): none of it is part of the key."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Name = "auto"
     devices: Annotated[int, "1 <= x"] = 1
     threads: Annotated[int, "1 <= x"] = 1
     eval_batch_size: Annotated[int, "1 <= x"] = 1000
@@ -64,8 +65,8 @@ class Experiment:
 
 def validate(config: Config) -> tuple[Settings, Schedule, Method]:
     """Check a whole resolved configuration without loading data or building a model; Misuse says what is wrong."""
-    if config["precision"] not in ("fp32", "bf16", "fp16"):
-        raise Misuse(f"precision = {config['precision']!r} should be fp32, bf16 or fp16.")
+    if config["precision"] not in PRECISIONS:
+        raise Misuse(f"precision = {config['precision']!r} should be one of {', '.join(PRECISIONS)}.")
     seed = config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise Misuse(f"seed = {seed!r} should be a whole number, 0 or above.")
@@ -97,8 +98,8 @@ def _dataclass(config: Config, group: str, kind: type) -> Any:
 def make(config: Config) -> Experiment:
     """Build everything from a resolved configuration, from reset random number generators and flags."""
     settings, schedule, method = validate(config)
-    device = _device(settings.device)
-    reset(settings)
+    device = choose(settings.device, config["precision"])
+    reset(settings.threads, settings.deterministic, config["precision"])
     try:
         data: Dataset = build(config["dataset"], "dataset", root=str(config["data"]["root"]))
     except OSError as error:
@@ -126,20 +127,3 @@ def make(config: Config) -> Experiment:
 def _channels_last(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     images, *rest = inputs
     return (images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images, *rest)
-
-
-def reset(settings: Settings) -> None:
-    """Start from the same global state whatever ran before in this process."""
-    torch.set_num_threads(settings.threads)
-    # Momentum behind a mask decays into denormal numbers, which are many times slower on CPUs.
-    torch.set_flush_denormal(True)
-    torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
-    torch.backends.cudnn.benchmark = not settings.deterministic
-    torch.backends.cudnn.deterministic = settings.deterministic
-    torch.set_default_dtype(torch.float32)
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise Misuse("trainer.device = cuda, but no CUDA device is available; set trainer.device=cpu or auto.")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")

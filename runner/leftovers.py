@@ -17,7 +17,8 @@ from runner.records import RunDirectory, is_held
 SETTLED = ("completed", "diverged")
 _RUN = re.compile(r"seed\d+")
 _KEY = re.compile(r"[0-9a-f]{12}")
-_TEMPORARY = re.compile(r"\.(\w+\.(json|jsonl|yaml|pt))\.\d+")  # of runner.records.write_atomic and runner.checkpoint
+# Of runner.disk.staged, runner.checkpoint and runner.lock.
+_TEMPORARY = re.compile(r"\.\w+\.(json|jsonl|yaml|pt)\.\d+(\.[0-9a-f]{8})?|\.lock\.[0-9a-f]{16}")
 _NOTHING = ("lock", "log.txt", "checkpoints")  # what a run directory may hold before its run has begun
 
 
@@ -85,7 +86,10 @@ def _look(path: Path, needed: Container[tuple[str, int]] | None, older_than_s: f
 def _is_empty(path: Path, files: Iterable[Path]) -> bool:
     """No configuration, metrics, checkpoint or log: the run was stopped before it began."""
     inside = all(entry.name in _NOTHING or _TEMPORARY.fullmatch(entry.name) for entry in path.iterdir())
-    return inside and all(_TEMPORARY.fullmatch(file.name) or file.stat().st_size == 0 for file in files)
+    # A lock names who held it last.
+    return inside and all(
+        _TEMPORARY.fullmatch(file.name) or file.name == "lock" or file.stat().st_size == 0 for file in files
+    )
 
 
 def delete(found: Iterable[Leftover], needed: Container[tuple[str, int]] | None, older_than_s: float = 0.0) -> int:

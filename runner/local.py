@@ -18,6 +18,7 @@ from runner.attempt import CODES, Outcome
 from runner.cluster import Local, cores
 from runner.environment import ROOT
 from runner.errors import Misuse
+from runner.lock import beating
 from runner.pool import Pool
 from runner.progress import Progress, duration
 from runner.submission import Task, load, moved
@@ -58,7 +59,8 @@ def execute_all(file: Path, size: int, devices: Sequence[str] = ()) -> int:
         if sentence := moved(file.parent):
             progress.say(sentence)
         pool = Pool(tasks, size, progress, file.parent / WORKERS_LOG, devices)
-        pool.run()
+        with beating(file.parent):
+            pool.run()
     for line in conclusion(tasks, pool.outcomes, time.monotonic() - began):
         progress.say(line)
     if pool.interrupted:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from runner.disk import Unwritable, append, write_atomic
 from runner.errors import Misuse
 from runner.identity import Config
+from runner.lock import Held, Hold, is_held, take
+
+__all__ = ["SCHEMA", "Held", "RunDirectory", "is_held", "read_metrics", "spell", "write_atomic", "write_json"]
 
 SCHEMA = 1
-_PATIENCE_S = 1.0  # whoever asks `is_held` has the lock for a moment
-
-
-class Held(Misuse):
-    """Another process holds the run directory."""
 
 
 class RunDirectory:
@@ -35,30 +31,27 @@ class RunDirectory:
         self.metrics_path = self.path / "metrics.jsonl"
         self.summary_path = self.path / "summary.json"
         self.checkpoints = self.path / "checkpoints"
+        self._hold: Hold | None = None
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the directory for this process; Misuse when another one does. Released by the kernel on any death."""
-        deadline = time.monotonic() + _PATIENCE_S
-        while True:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with open(self.path / "lock", "a+") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if _same_file(lock.fileno(), self.path / "lock"):
-                        yield
-                        return
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise Held(
-                            f"another process is running {self.path}; wait for it, or stop it, and run this again."
-                        ) from None
-                    time.sleep(0.05)
+        """Hold the directory for this process; Held when another one does, Misuse when it cannot be written."""
+        with take(self.path) as self._hold:
+            try:
+                yield
+            finally:
+                self._hold = None
+
+    def check_hold(self) -> None:
+        """Held when the directory was held and another process has taken it over: whoever writes asks before."""
+        if self._hold is not None:
+            self._hold.check()
 
     def begin(self, config: Config, overrides: list[str], environment: dict[str, Any]) -> None:
         """Write what is known before the first step."""
         from omegaconf import OmegaConf  # slow to import, and whoever reads records does without it
 
+        self.check_hold()
         write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         write_json(self.path / "overrides.json", overrides)
         write_json(self.path / "environment.json", environment)
@@ -73,52 +66,40 @@ class RunDirectory:
                 self.path.parent.rmdir()
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        with open(self.metrics_path, "a") as file:
-            file.write(json.dumps(spell(line)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Add a line, or raise `runner.disk.Unwritable` and add nothing."""
+        self.check_hold()
+        append(self.metrics_path, f"{json.dumps(spell(line))}\n".encode())
 
     def cut_metrics(self, epoch: int) -> list[dict[str, Any]]:
         """Drop the lines of `epoch` and later (and a torn last line); returns the lines that stay.
 
         By epoch, not by step: a run killed between its epoch's line and its next checkpoint repeats that line.
         """
-        lines, _ = read_metrics(self.metrics_path)
+        lines, problems = read_metrics(self.metrics_path)
         kept = [line for line in lines if line["epoch"] < epoch]
+        if len(kept) == len(lines) and not problems and self.metrics_path.exists():
+            return kept
+        self.check_hold()
         write_atomic(self.metrics_path, "".join(json.dumps(spell(line)) + "\n" for line in kept))
         return kept
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary, or None while there is none. Misuse when it cannot be read."""
+        """The summary, or None while there is none; "nan" and "inf" are text in it. Misuse when it cannot be read."""
         try:
             return json.loads(self.summary_path.read_text(), parse_constant=str)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise Misuse(f"{self.summary_path} is not readable ({error}); move it away to run again.") from None
 
     def finish(self, summary: dict[str, Any]) -> None:
+        self.check_hold()
         write_json(self.summary_path, {"schema": SCHEMA, **summary})
 
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    """Whether the open file still lies at `path` (a discarded directory's lock may have been replaced)."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def is_held(path: str | Path) -> bool:
-    """Whether some process holds the run directory (its run is going on)."""
-    try:
-        with open(Path(path) / "lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+    def finish_if_possible(self, summary: dict[str, Any]) -> None:
+        """`finish`, but a disk that refuses is no error: the run ends with another, which may have its cause there."""
+        with suppress(Unwritable):
+            self.finish(summary)
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -134,25 +115,6 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         except (ValueError, AttributeError):
             problems.append(f"{path} line {number} is truncated or not JSON and was left out")
     return lines, problems
-
-
-def write_atomic(path: Path, text: str | bytes) -> None:
-    """Write a whole file or leave the old one: temporary file, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(text.encode() if isinstance(text, str) else text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -71,5 +71,5 @@ def _restore_own(t: Trainer, own: dict[str, Any]) -> None:
     t.sums = own["sums"]
     t.model.load_state_dict(own.get("statistics", {}), strict=False)
     torch.set_rng_state(own["rng"]["torch"].cpu())
-    if "cuda" in own["rng"]:
+    if "cuda" in own["rng"] and t.e.device.type == "cuda":
         torch.cuda.set_rng_state(own["rng"]["cuda"].cpu(), t.e.device)

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from runner.environment import git_state
 from runner.errors import Misuse
 from runner.identity import Config, key, run_dir
+from runner.lock import sign
 from runner.records import write_atomic, write_json
 
 SCHEMA = 1
@@ -138,4 +139,5 @@ def hold(folder: Path) -> TextIO:
     folder.mkdir(parents=True, exist_ok=True)
     lock = open(folder / LOCK, "a+")  # noqa: SIM115 (whoever runs the tasks keeps it open)
     fcntl.flock(lock, fcntl.LOCK_EX)  # others look at it for a moment only
+    sign(folder, lock.fileno())
     return lock

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runner.device import widened
+
 
 @dataclass(kw_only=True)
 class Classification:
@@ -36,7 +38,7 @@ class Classification:
             top5 = correct
             if self.num_classes > 10:
                 top5 = (logits.topk(5, dim=1).indices == labels[:, None]).any(1).sum()
-            sums = torch.stack([plain.double() * len(labels), correct.double(), top5.double()])
+            sums = torch.stack([widened(plain) * len(labels), widened(correct), widened(top5)])
             return loss, torch.cat([sums.new_full((1,), len(labels)), sums])
 
     def metrics(self, sums: Tensor) -> dict[str, float]:

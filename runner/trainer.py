@@ -222,7 +222,11 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.replicas.compare_everything()
         state = snapshot.take(self)
-        self.world.lead(lambda: checkpoint.save(state, self.directory.checkpoints))
+        self.world.lead(lambda: self.write(state))
+
+    def write(self, state: dict[str, Any]) -> None:
+        self.directory.check_hold()
+        checkpoint.save(state, self.directory.checkpoints)
 
     def resume(self) -> bool:
         """Continue from the directory's last good checkpoint; False when there is none."""

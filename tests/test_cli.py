@@ -31,7 +31,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["cell=demo/digits"], "is not one cell"),
         (["cell=dsr/table4/epochs/lenet"], "regrow: "),
         (["-m", "method=set,dsrr"], "there is no method 'dsrr'"),
-        (["trainer.device=tpu"], "trainer.device = 'tpu' should be one of auto, cpu, cuda."),
+        (["trainer.device=tpu"], "trainer.device = 'tpu' should be one of auto, cpu, cuda, mps."),
     ],
 )
 def test_misuse_is_one_sentence_exit_2_and_leaves_nothing(

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods.masks import Masks, digest
+from methods.masks import digest
 from runner import checkpoint
 from runner.compose import CONF, compose
 from runner.errors import Misuse
@@ -24,37 +23,15 @@ from runner.experiment import make
 from runner.identity import run_dir
 from runner.records import RunDirectory, is_held, read_metrics, write_atomic
 from runner.trainer import Trainer
+from tests.killing import outcome
 
 TINY = ["model.hidden=[24,12]", "schedule.epochs=4", "schedule.batch_size=128", "dataset.train_subset=512"]
-WALL = ("time/epoch_s", "time/samples_per_s")
 
 
 def run(tmp_path: Path, *overrides: str) -> tuple[dict[str, Any], Path]:
     given = [*TINY, *overrides, f"runs={tmp_path}"]
     config = compose(given)
     return execute(config, given), run_dir(tmp_path, config)
-
-
-def result(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """Metrics without wall-clock fields, and a digest of every tensor of the last checkpoint."""
-    lines, problems = read_metrics(path / "metrics.jsonl")
-    assert not problems
-    state = checkpoint.read(path / "checkpoints" / checkpoint.LAST)
-    flat: dict[str, torch.Tensor] = {}
-
-    def collect(value: Any, name: str) -> None:
-        if isinstance(value, torch.Tensor):
-            flat[name] = value
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                collect(item, f"{name}/{key}")
-        elif isinstance(value, list):
-            collect(dict(enumerate(value)), name)
-        else:
-            flat[name] = torch.tensor(list(repr(value).encode()))
-
-    collect(state, "")
-    return [{k: v for k, v in line.items() if k not in WALL} for line in lines], digest(flat)
 
 
 def test_an_epoch_by_hand(tmp_path: Path) -> None:
@@ -121,75 +98,6 @@ def test_a_completed_run_is_not_repeated(tmp_path: Path) -> None:
     second, _ = run(tmp_path)
     assert second == json.loads(json.dumps(first)) | {"schema": 1}
     assert before == {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
-
-
-def die_in(where: str, at: int) -> None:
-    """Arrange that this process kills itself at the `at`-th visit of a place."""
-    visits = 0
-
-    def visit() -> None:
-        nonlocal visits
-        visits += 1
-        if visits == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def around(owner: Any, name: str, before: bool, only: str = "") -> None:
-        whole = getattr(owner, name)
-
-        def wrapped(*arguments: Any) -> None:
-            counts = only in str(arguments[-1])
-            if before and counts:
-                visit()
-            whole(*arguments)
-            if counts and not before:
-                visit()
-
-        setattr(owner, name, wrapped)
-
-    if where == "step":
-        around(Trainer, "step", before=True)
-    elif where == "checkpoint":  # the new file is written, the old one still in its place (or half of two renames done)
-        around(os, "replace", before=True, only="checkpoints")
-    elif where == "mask":
-        around(Masks, "set", before=False)
-    elif where == "metrics":
-        around(RunDirectory, "append_metrics", before=False)
-
-
-def run_and_die(config: dict[str, Any], where: str, at: int) -> int:
-    """Execute in a forked process that SIGKILLs itself; its exit status."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            die_in(where, at)
-            execute(config, [])
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-@pytest.mark.parametrize("method", ["dense", "static", "set", "dsr", "deepr", "gmp", "compressed"])
-def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, method: str) -> None:
-    """SIGKILL at a random step, inside a checkpoint write, inside a mask update, after a line of metrics."""
-    rng = random.Random(method)
-    own = {"set": ["method.count=40", "method.period=3"], "dsr": ["method.count=40", "method.period=3"],
-           "gmp": ["method.iterations=3"], "compressed": ["method.iterations=3", "method.every_epochs=1"],
-           }.get(method, [])  # fmt: skip
-    given = [*TINY, f"method={method}", *own, "seed=0"]
-    execute(compose([*given, f"runs={tmp_path / 'whole'}"]), given)
-    whole = run_dir(tmp_path / "whole", compose(given))
-
-    killed = [*given, f"runs={tmp_path / 'killed'}", "trainer.checkpoint_seconds=0"]
-    config = compose(killed)
-    places = [("step", rng.randint(2, 14)), ("checkpoint", rng.randint(1, 9)), ("metrics", rng.randint(1, 2))]
-    places += [] if method == "dense" else [("mask", rng.randint(1, 3))]
-    ends = [run_and_die(config, where, at) for where, at in places]
-    assert set(ends) <= {-signal.SIGKILL, 0} and -signal.SIGKILL in ends
-    execute(config, killed)
-    resumed = run_dir(tmp_path / "killed", config)
-    assert result(resumed) == result(whole)
 
 
 def test_a_signal_saves_and_the_exit_code_says_requeue_me(tmp_path: Path) -> None:
@@ -379,7 +287,7 @@ def test_runs_in_one_process_do_not_touch_each_other(tmp_path: Path) -> None:
     results = []
     for order, folder in (((a, b), "ab"), ((b, a), "ba")):
         paths = {str(each): run(tmp_path / folder, *each)[1] for each in order}
-        results.append([result(paths[str(each)]) for each in (a, b)])
+        results.append([outcome(paths[str(each)]) for each in (a, b)])
     assert results[0] == results[1]
 
 

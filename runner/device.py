@@ -1,0 +1,88 @@
+"""Where a run computes, and what makes it compute the same again: devices, precisions, determinism, the generators."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from runner.errors import Misuse
+
+Name = Literal["auto", "cpu", "cuda", "mps"]
+log = logging.getLogger("regrow")
+
+#: What `precision` may be. tf32: fp32 whose matrix products and convolutions round their inputs to 10 bits.
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+# Those that a kind of device takes. mps has no float64 and is tried in fp32 only.
+_TAKES = {"cpu": ("fp32", "bf16", "fp16"), "cuda": PRECISIONS, "mps": ("fp32",)}
+_WHY = {
+    "cpu": "TF32 is a mode of CUDA devices",
+    "mps": "reduced precisions have not been tried on Apple's GPUs",
+}
+_AMPERE = (8, 0)  # the first compute capability with TF32
+
+
+def choose(name: Name, precision: str) -> torch.device:
+    """The device of this name, for runs of this precision. Misuse when it is not there or does not take the precision.
+
+    auto: CUDA where there is one, else the CPU. Never Apple's GPU (mps), which must be asked for: it has no float64, so
+    that its sums go through the CPU, and nothing promises that it repeats a number.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise Misuse("trainer.device = cuda, but no CUDA device is available; set trainer.device=cpu or auto.")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise Misuse("trainer.device = mps, but no Apple GPU is available; set trainer.device=cpu or auto.")
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    if name == "auto" and kind == "cpu" and torch.backends.mps.is_available():
+        log.info("the CPU is used, not Apple's GPU, which does not promise to repeat a number; trainer.device=mps does")
+    if precision not in _TAKES[kind]:
+        raise Misuse(
+            f"precision = {precision} does not go with {kind} ({_WHY[kind]}); use "
+            f"precision={' or '.join(_TAKES[kind])}, or another trainer.device."
+        )
+    if precision == "tf32" and torch.cuda.get_device_capability() < _AMPERE:
+        raise Misuse(
+            f"precision = tf32, but {torch.cuda.get_device_name()} has no TF32 (it came with compute capability "
+            "8.0); use precision=fp32."
+        )
+    return torch.device(kind)
+
+
+def reset(threads: int, deterministic: bool, precision: str) -> None:
+    """Start from the same global state whatever ran before in this process.
+
+    To be called before the run's first CUDA operation: cuBLAS reads its variable when it starts.
+    """
+    torch.set_num_threads(threads)
+    # Momentum behind a mask decays into denormal numbers, which are many times slower on CPUs.
+    torch.set_flush_denormal(True)
+    torch.set_default_dtype(torch.float32)
+    # Warnings only: a few operations have no deterministic kernel, and the log says which of them a run uses.
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    # Without a workspace of its own for each stream, cuBLAS may add in another order. It costs 25 MB at most.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Torch's own default rounds cuDNN's convolutions to TF32: fp32 would not be what it says.
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """What a run's environment says of a CUDA device: its name, memory in bytes, capability, and the libraries'."""
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "device_name": properties.name,
+        "device_memory": properties.total_memory,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in float64, in which sums over samples are kept. Apple's GPU has none, so that the CPU keeps them."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
