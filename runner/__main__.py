@@ -158,7 +158,7 @@ def _run(jobs: list[list[str]]) -> int:
         except Exception as error:
             if (sentence := foreseen(error)) is None:
                 raise
-            print(f"regrow: {sentence}", file=sys.stderr)
+            say(f"  failed: {sentence}")
             return 1
         final = summary["final"]
         say(f"  {summary['status']}: {_metrics(final)}" + (f" ({summary['reason']})" if summary["reason"] else ""))
