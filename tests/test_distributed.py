@@ -31,21 +31,24 @@ Ranks = tuple[dict[str, Any], dict[str, Any]]
 RUNS = [*ranked.METHODS, "penalised"]
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    """What the two ranks of one launch by torchrun found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def launched(count: int, folder: Path, *scenes: str) -> tuple[dict[str, Any], ...]:
+    """What the ranks of one launch by torchrun found."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     path = os.pathsep.join(filter(None, (str(CONF.parent), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
-        [*torchrun, ranked.__file__, str(folder)],
+        [*torchrun, ranked.__file__, str(folder), *scenes],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
+    return tuple(torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(count))
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    first, second = launched(2, tmp_path_factory.mktemp("ranks"))
     return first, second
 
 
@@ -109,6 +112,14 @@ def test_a_stop_asked_of_one_rank_saves_all_and_resumes_bit_for_bit(method: str,
         assert different(scene["whole"], scene["resumed"]) == []
     whole = [found["resumption"][method]["whole"] for found in ranks]
     assert different(*whole) == ["torch"]
+
+
+def test_three_ranks_resume_bit_for_bit(tmp_path: Path) -> None:
+    """Of two numbers the sum does not depend on the order, of three it does."""
+    for found in launched(3, tmp_path, "resumption"):
+        for scene in found["resumption"].values():
+            assert scene["stopped"] == [2, 5]
+            assert different(scene["whole"], scene["resumed"]) == []
 
 
 def test_running_statistics_are_averaged(ranks: Ranks) -> None:
