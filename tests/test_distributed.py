@@ -264,3 +264,24 @@ def test_misuse_found_by_the_ranks_is_misuse(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("regrow: ") and "python scripts/fetch_data.py mnist" in done.stderr
     assert done.stderr.count("\n") == 1 and list((tmp_path / "runs").rglob("seed*")) == []
+
+
+def test_a_finished_run_starts_no_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [*LONG, "schedule.epochs=1", f"runs={tmp_path}"]
+    summary = execute(compose(given), given)
+    monkeypatch.setattr("runner.ranks.launch", None)
+    assert execute(compose([*given, "trainer.devices=2"]), given) == {"schema": 1, **summary}
+
+
+def test_a_broken_report_ends_the_ranks(tmp_path: Path) -> None:
+    """Whoever the launching process reports to has gone: what runs is saved, not left running."""
+    given = [*LONG, f"runs={tmp_path}", "trainer.devices=2"]
+
+    def broken(line: dict[str, Any]) -> None:
+        raise BrokenPipeError("nobody listens")
+
+    with pytest.raises(BrokenPipeError):
+        execute(compose(given), given, broken)
+    assert children() == []
+    state = checkpoint.load(run_dir(tmp_path, compose(given)) / "checkpoints")
+    assert state is not None and 0 < state["position"]["step"] < 480
