@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,11 @@ RUNS = [*ranked.METHODS, "penalised"]
 
 def launched(count: int, folder: Path, *scenes: str) -> tuple[dict[str, Any], ...]:
     """What the ranks of one launch by torchrun found."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # Not --standalone: its rendezvous must be heard of every few seconds, which a starved machine may not manage.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    torchrun += [f"--nproc-per-node={count}"]
     path = os.pathsep.join(filter(None, (str(CONF.parent), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [*torchrun, ranked.__file__, str(folder), *scenes],
