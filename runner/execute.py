@@ -67,7 +67,7 @@ def _execute(
     stop: Callable[[], bool],
     world: World,
 ) -> dict[str, Any]:
-    directory = RunDirectory(run_dir(config["runs"], config))
+    directory = _directory(config)
     if summary := world.lead(lambda: _finished(directory, weights)):
         return summary
     parent = _parent(config, progress, stop, world)
@@ -126,27 +126,38 @@ def _execute(
 def _launch(
     config: Config, overrides: list[str], progress: Progress | None, weights: bool, stop: Callable[[], bool]
 ) -> dict[str, Any]:
-    """Have the run executed by ranks of its own; what ends them without their having recorded it is recorded here."""
+    """Have the run executed by ranks of its own, and its failure recorded if they could not."""
     from runner.ranks import launch
 
+    if summary := _finished(_directory(config), weights):
+        return summary
     began = _now()
     try:
         with heard() as signalled:
             return launch(config, overrides, progress, weights, lambda: signalled() or stop())
     except RanksFailed as error:
-        stage: Config | None = config
-        unfinished = config
-        while stage is not None:  # the oldest ancestor without an end is the one that they were at
-            if _finished(RunDirectory(run_dir(stage["runs"], stage)), weights or stage is not config) is None:
-                unfinished = stage
-            stage = parent_config(stage)
-        directory = RunDirectory(run_dir(unfinished["runs"], unfinished))
-        if (directory.path / "config.yaml").exists():
-            with directory.held(), _log_to(directory.path / "log.txt"):
-                log.error("%s", error.details or error)
-                failed = {"status": "failed", "reason": str(error), "ended": _now()}
-                directory.finish_if_possible({**_frame(unfinished), "started": began, **failed})
+        _record_loss(config, began, error)
         raise
+
+
+def _record_loss(config: Config, began: str, error: RanksFailed) -> None:
+    """Say in the run directory why its ranks have ended: a killed one could not."""
+    unfinished, stage = config, parent_config(config)
+    while stage is not None:  # the oldest ancestor without an end is the one that they were at
+        if _finished(_directory(stage), weights=True) is None:
+            unfinished = stage
+        stage = parent_config(stage)
+    directory = _directory(unfinished)
+    if not (directory.path / "config.yaml").exists():
+        return  # it has not begun
+    with directory.held(), _log_to(directory.path / "log.txt"):
+        log.error("%s", error.details or error)
+        failed = {"status": "failed", "reason": str(error), "ended": _now()}
+        directory.finish_if_possible({**_frame(unfinished), "started": began, **failed})
+
+
+def _directory(config: Config) -> RunDirectory:
+    return RunDirectory(run_dir(config["runs"], config))
 
 
 def _hold(directory: RunDirectory, ending: ExitStack) -> None:

@@ -10,7 +10,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -47,6 +47,14 @@ class _Heard:
 
     processes: dict[int, int] = field(default_factory=dict)
     failures: dict[int, _Failure] = field(default_factory=dict)
+    told: set[int] = field(default_factory=set)
+
+    def tell(self) -> None:
+        """Tell every rank that listens by now to save and stop, once."""
+        for rank in self.processes.keys() - self.told:
+            self.told.add(rank)
+            with suppress(ProcessLookupError):
+                os.kill(self.processes[rank], signal.SIGTERM)
 
 
 def launch(
@@ -63,19 +71,25 @@ def launch(
     pipes = [get_context("spawn").Pipe(duplex=False) for _ in range(count)]
     readers, writers = [reader for reader, _ in pipes], [writer for _, writer in pipes]
     heard = _Heard()
-    # In a thread: in the main one torch would take the signals, and end the ranks at once.
-    with TemporaryDirectory(prefix="regrow-ranks-") as logs, _quiet(), ThreadPoolExecutor(1) as thread:
+    with ExitStack() as ending:
+        for each in (*readers, *writers):
+            ending.enter_context(each)
+        logs = ending.enter_context(TemporaryDirectory(prefix="regrow-ranks-"))
+        ending.enter_context(_quiet())
+        # In the main thread torch would take the signals, and end the ranks at once.
+        thread = ending.enter_context(ThreadPoolExecutor(1))
         start = elastic_launch(_configuration(count, logs), _work)
         launched = thread.submit(start, config, overrides, weights, writers)
-        _listen(launched, readers, heard, progress, stop)
         try:
+            _listen(launched, readers, heard, progress, stop)
             outcomes = launched.result()
         except ChildFailedError as error:
             if stop() and len(heard.processes) < count:
                 raise Interrupted from None  # they were told before they could listen, and had not begun
             raise _blamed(error, heard) from None
-    for each in (*readers, *writers):
-        each.close()
+        except BaseException:
+            heard.tell()  # nobody listens to them any more
+            raise
     if outcomes[0] is None:
         raise Interrupted
     return outcomes[0]
@@ -126,8 +140,7 @@ def _listen(
     progress: Progress | None,
     stop: Callable[[], bool],
 ) -> None:
-    """Hear the ranks until they have ended, and tell them once when to stop."""
-    told: set[int] = set()
+    """Hear the ranks until they have ended, and tell them when to stop."""
     ended = False
     while not ended:
         ended = launched.done()  # and then there is nothing more to hear than what lies in the pipes
@@ -144,10 +157,7 @@ def _listen(
             if not ended:
                 break
         if stop() and not ended:
-            for rank in heard.processes.keys() - told:
-                told.add(rank)
-                with suppress(ProcessLookupError):
-                    os.kill(heard.processes[rank], signal.SIGTERM)
+            heard.tell()
 
 
 def _work(config: Config, overrides: list[str], weights: bool, writers: Sequence[Connection]) -> dict[str, Any] | None:

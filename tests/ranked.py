@@ -1,4 +1,4 @@
-"""What two ranks do for test_distributed.py, in one launch: torchrun --nproc-per-node 2 tests/ranked.py FOLDER.
+"""What ranks do for test_distributed.py, in one launch: torchrun --nproc-per-node N tests/ranked.py FOLDER [SCENE ...].
 
 Each rank writes what it saw to FOLDER/rank<k>.pt: the name of a scene -> its findings.
 """
@@ -271,11 +271,14 @@ SCENES = (methods, resumption, statistics, evaluation, faults, executed, refusal
 
 
 def main() -> None:
-    """All scenes, one after another, in one world."""
+    """The named scenes (or all), one after another, in one world."""
     from runner.world import join
 
     world, folder = join(), Path(sys.argv[1])
-    found: Findings = {scene.__name__: scene(world, folder / scene.__name__) for scene in SCENES}
+    chosen = sys.argv[2:] or [scene.__name__ for scene in SCENES]
+    found: Findings = {
+        scene.__name__: scene(world, folder / scene.__name__) for scene in SCENES if scene.__name__ in chosen
+    }
     torch.save(
         {"world": (world.rank, world.size, world.local_rank, world.local_size), **found},
         folder / f"rank{world.rank}.pt",

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,21 +32,28 @@ Ranks = tuple[dict[str, Any], dict[str, Any]]
 RUNS = [*ranked.METHODS, "penalised"]
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    """What the two ranks of one launch by torchrun found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def launched(count: int, folder: Path, *scenes: str) -> tuple[dict[str, Any], ...]:
+    """What the ranks of one launch by torchrun found."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # Not --standalone: its rendezvous must be heard of every few seconds, which a starved machine may not manage.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    torchrun += [f"--nproc-per-node={count}"]
     path = os.pathsep.join(filter(None, (str(CONF.parent), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
-        [*torchrun, ranked.__file__, str(folder)],
+        [*torchrun, ranked.__file__, str(folder), *scenes],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
+    return tuple(torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(count))
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    first, second = launched(2, tmp_path_factory.mktemp("ranks"))
     return first, second
 
 
@@ -109,6 +117,14 @@ def test_a_stop_asked_of_one_rank_saves_all_and_resumes_bit_for_bit(method: str,
         assert different(scene["whole"], scene["resumed"]) == []
     whole = [found["resumption"][method]["whole"] for found in ranks]
     assert different(*whole) == ["torch"]
+
+
+def test_three_ranks_resume_bit_for_bit(tmp_path: Path) -> None:
+    """Of two numbers the sum does not depend on the order, of three it does."""
+    for found in launched(3, tmp_path, "resumption"):
+        for scene in found["resumption"].values():
+            assert scene["stopped"] == [2, 5]
+            assert different(scene["whole"], scene["resumed"]) == []
 
 
 def test_running_statistics_are_averaged(ranks: Ranks) -> None:
@@ -253,3 +269,24 @@ def test_misuse_found_by_the_ranks_is_misuse(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("regrow: ") and "python scripts/fetch_data.py mnist" in done.stderr
     assert done.stderr.count("\n") == 1 and list((tmp_path / "runs").rglob("seed*")) == []
+
+
+def test_a_finished_run_starts_no_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [*LONG, "schedule.epochs=1", f"runs={tmp_path}"]
+    summary = execute(compose(given), given)
+    monkeypatch.setattr("runner.ranks.launch", None)
+    assert execute(compose([*given, "trainer.devices=2"]), given) == {"schema": 1, **summary}
+
+
+def test_a_broken_report_ends_the_ranks(tmp_path: Path) -> None:
+    """Whoever the launching process reports to has gone: what runs is saved, not left running."""
+    given = [*LONG, f"runs={tmp_path}", "trainer.devices=2"]
+
+    def broken(line: dict[str, Any]) -> None:
+        raise BrokenPipeError("nobody listens")
+
+    with pytest.raises(BrokenPipeError):
+        execute(compose(given), given, broken)
+    assert children() == []
+    state = checkpoint.load(run_dir(tmp_path, compose(given)) / "checkpoints")
+    assert state is not None and 0 < state["position"]["step"] < 480
