@@ -20,7 +20,6 @@ from runner.records import write_json
 from runner.submission import FACTS, TASKS, Task, facts, levels
 
 SCRIPT = "array.sh"
-SAVE_S = 90  # seconds before its time limit at which a task is told to save
 MAX_INDEX = 1000  # of an array's tasks: SLURM's MaxArraySize is 1001 where a site says nothing else
 
 
@@ -41,7 +40,7 @@ def array_script(folder: Path, site: Slurm, cwd: str | Path) -> str:
         "time": site.time,
         "partition": site.partition,
         "account": site.account,
-        "signal": f"B:USR1@{SAVE_S}",
+        "signal": f"B:USR1@{site.save_s}",
     }
     lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
     return "\n".join(
