@@ -26,14 +26,16 @@ WORKERS_LOG, POOL_LOG = "workers.log", "pool.log"
 
 
 def capacity(tasks: Sequence[Task], local: Local) -> tuple[int, list[str]]:
-    """How many workers this machine gets, and the CUDA devices they share: one worker per device, else per CPU core.
+    """How many workers this machine gets, and the CUDA devices they share.
+
+    `pack` workers per device, or where there is none one per CPU core (per `trainer.threads` of them).
 
     Imports torch where a task may use a GPU.
     """
     trainers = [task.config["trainer"] for task in tasks]
     devices = _devices() if any(trainer["device"] != "cpu" for trainer in trainers) else []
     threads = max(int(trainer["threads"]) for trainer in trainers)
-    size = (len(devices) or max(1, cores() // threads)) if local.workers == "auto" else local.workers
+    size = (len(devices) * local.pack or max(1, cores() // threads)) if local.workers == "auto" else local.workers
     return min(size, len(tasks)), devices
 
 

@@ -63,7 +63,8 @@ class Site:
         tasks = load(folder / TASKS)
         found = []
         for job in facts(folder)["jobs"]:
-            found += [Job(self, tasks[index], job["id"], index - job["offset"]) for index in job["tasks"]]
+            for index, pack in job["tasks"].items():
+                found += [Job(self, tasks[task], job["id"], int(index)) for task in pack]
         return found
 
     def missing(self, *arguments: str) -> str:

@@ -565,7 +565,7 @@ def stages(tiny: list[str], tmp_path: Path, site: Path, handlers: None) -> tuple
         config = {**tasks[-1].config, "start": start, "schedule": {**tasks[-1].config["schedule"], "lr": 0.01 * level}}
         tasks.append(Task(config, (f"level={level}",), (level - 1,)))
     folder = new_folder(tmp_path / "runs")
-    jobs = [{"id": f"70{level + 1}", "level": level, "offset": 0, "tasks": [level]} for level in range(3)]
+    jobs = [{"id": f"70{level + 1}", "level": level, "tasks": {str(level): [level]}} for level in range(3)]
     return freeze(folder, tasks, {"jobs": jobs}), tasks
 
 
@@ -761,8 +761,8 @@ def test_a_slurm_submission_is_an_array_of_parents_and_one_of_children(
     assert 'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"' in "\n".join(script)
     jobs = submission.facts(folder)["jobs"]
     assert jobs == [
-        {"id": "701", "level": 0, "offset": 0, "tasks": [0]},
-        {"id": "702", "level": 1, "offset": 0, "tasks": [1, 2, 3]},
+        {"id": "701", "level": 0, "tasks": {"0": [0]}},
+        {"id": "702", "level": 1, "tasks": {"1": [1], "2": [2], "3": [3]}},
     ]
 
     # While SLURM lists them they are not submitted again; then they are.
@@ -844,7 +844,8 @@ def test_arrays_reach_beyond_slurms_indices(tmp_path: Path) -> None:
     config = compose()
     tasks = [Task({**config, "seed": seed}, (), (0,) * (seed >= 1200)) for seed in range(2500)]
     made = arrays(tasks, Slurm(time=1, cpus_per_task=1, max_parallel=8))
-    assert [index for array in made for index in array.tasks] == list(range(2500))
+    assert [index for array in made for pack in array.tasks.values() for index in pack] == list(range(2500))
+    assert all(max(array.tasks) <= 1000 for array in made)
     assert [(array.level, array.offset, len(array.tasks), array.parallel) for array in made] == [
         (0, 0, 1001, 4),
         (0, 1001, 199, 4),
@@ -858,7 +859,7 @@ def test_arrays_reach_beyond_slurms_indices(tmp_path: Path) -> None:
 def test_the_queue_knows_tasks_beyond_slurms_indices(tiny: list[str], tmp_path: Path, site: Path) -> None:
     tasks = [Task(compose([*tiny, f"seed={seed}"]), ()) for seed in range(3)]
     folder = new_folder(tmp_path)
-    freeze(folder, tasks, {"jobs": [{"id": "5", "level": 0, "offset": 1, "tasks": [1, 2]}]})
+    freeze(folder, tasks, {"jobs": [{"id": "5", "level": 0, "tasks": {"0": [1], "1": [2]}}]})
     (site / "squeue.answer").write_text("5 1\n")
     assert queued(tmp_path) == {tasks[2].identity}
 
