@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runner import launcher
+from runner.records import RunDirectory
 from runner.submission import FOLDER, TASKS, Task, facts, load
 from tests.two_nodes import TwoNodes, slurm, wait_for
 
@@ -49,7 +54,7 @@ class Site:
         return done.stdout
 
     def submit(self, *arguments: str) -> list[Job]:
-        """Submit; the runs in their order."""
+        """Submit; the runs in their order, those of the parents' array first."""
         before = self.submissions()
         said = self.python("scripts/submit.py", *arguments, *SITE)
         (folder,) = self.submissions() - before
@@ -99,16 +104,10 @@ class Job:
     def __repr__(self) -> str:
         return f"{self.id} ({self.task.name})"
 
-    def gate(self, epoch: int) -> Path:
-        return self.site.gates / f"{self.task.identity[0]}-seed{self.task.identity[1]}-{epoch}"
-
-    def hold(self, epoch: int, deaf: bool = False) -> None:
-        """To be called before it comes there."""
-        self.gate(epoch).write_text("deaf" if deaf else "")
-
     def let_go(self) -> None:
-        for epoch in range(9):
-            self.gate(epoch).unlink(missing_ok=True)
+        key, seed = self.task.identity
+        for gate in self.site.gates.glob(f"{key}-seed{seed}-*"):
+            gate.unlink()
 
     @property
     def epochs(self) -> list[int]:
@@ -117,9 +116,13 @@ class Job:
         return [json.loads(line)["epoch"] for line in path.read_text().splitlines()] if path.exists() else []
 
     @property
+    def summary(self) -> dict[str, Any]:
+        """{} while there is none."""
+        return RunDirectory(self.task.path).summary() or {}
+
+    @property
     def status(self) -> str | None:
-        path = self.task.path / "summary.json"
-        return json.loads(path.read_text())["status"] if path.exists() else None
+        return self.summary.get("status")
 
     @property
     def state(self) -> str:
@@ -129,12 +132,22 @@ class Job:
     def facts(self) -> dict[str, str]:
         return self.site.slurm.jobs()[self.id]
 
-    def log(self) -> str:
-        (path,) = self.site.runs.glob(f"{FOLDER}/*/{self.id}.log")
+    def log(self, task: int | None = None) -> str:
+        """What the array task has said; that of one task of a pack."""
+        (path,) = self.site.runs.glob(f"{FOLDER}/*/{self.id}{'' if task is None else f'.{task}'}.log")
         return path.read_text()
+
+    @property
+    def processes(self) -> list[int]:
+        """Those that hold its run directory."""
+        lock = (self.task.path / "lock").resolve()
+        return [each for each in self.site.slurm.processes() if lock in _open_files(each)]
 
     def reach(self, epoch: int) -> None:
         self.site.wait_for(lambda: self.epochs[-1:] == [epoch], f"{self} at epoch {epoch}")
+
+    def reach_status(self, status: str) -> None:
+        self.site.wait_for(lambda: self.status == status, f"{self} {status}")
 
     def reach_state(self, *states: str, seconds: float = 90.0) -> None:
         self.site.wait_for(lambda: self.state in states, f"{self} {' or '.join(states)}", seconds)
@@ -147,21 +160,24 @@ def site(slurm: TwoNodes, tmp_path: Path) -> Iterator[Site]:
         slurm.run("scancel", "--user=root")
 
 
-def held(site: Site, cells: Sequence[str], **gates: tuple[int, bool]) -> None:
-    """Place gates before anything runs: cells' last two words joined by _ -> (epoch, deaf)."""
-    listing = site.python("scripts/submit.py", *cells, *SMALL, *SITE, "--dry-run", "--list")
+def _open_files(process: int) -> list[Path]:
+    with suppress(OSError):
+        return [Path(os.readlink(link)) for link in Path(f"/proc/{process}/fd").iterdir()]
+    return []
+
+
+def hold(site: Site, *arguments: str, **gates: str) -> None:
+    """Place gates before anything is submitted: run3="2" holds the fourth run after epoch 2, "2 deaf" for good."""
+    listing = site.python("scripts/submit.py", *arguments, *SITE, "--dry-run", "--list")
     paths = [Path(line.split()[0]) for line in listing.splitlines() if re.search(r"/seed\d+  ", line)]
-    assert len(paths) == len(cells)
-    for cell, path in zip(cells, paths, strict=True):
-        name = "_".join(cell.split("/")[-2:])
-        if name in gates:
-            epoch, deaf = gates[name]
-            (site.gates / f"{path.parent.name}-{path.name}-{epoch}").write_text("deaf" if deaf else "")
+    for name, gate in gates.items():
+        path, (epoch, *word) = paths[int(name.removeprefix("run"))], gate.split()
+        (site.gates / f"{path.parent.name}-{path.name}-{epoch}").write_text("".join(word))
 
 
 def test_an_array_that_suffers_everything_ends_in_the_table_computed_here(site: Site) -> None:
     """8 cells, 2 at a time; the process that has submitted them is gone from the beginning."""
-    held(site, CELLS, static_s80=(2, True), static_s90=(1, False), gmp_s80=(1, False), gmp_s90=(2, False))
+    hold(site, *CELLS, *SMALL, run0="2 deaf", run1="1", run2="1", run3="2")
     jobs = site.submit(*CELLS, *SMALL, "cluster.max_parallel=2", "cluster.time=10", "cluster.save_s=45")
     killed, requeued, cancelled, lost, *others = jobs
     site.slurm.run("scontrol", "update", f"jobid={killed.id}", "timelimit=1")
@@ -212,3 +228,134 @@ def test_an_array_that_suffers_everything_ends_in_the_table_computed_here(site: 
         "scripts/submit.py", *CELLS, *SMALL, "--runs", str(here), "--wait", "cluster.workers=2", "trainer.device=cpu"
     )
     assert site.table(site.runs) == site.table(here)
+
+
+def test_a_run_that_is_told_of_its_time_limit_saves_and_queues_itself_again(site: Site) -> None:
+    """SLURM counts in minutes, and speaks up to a minute before it should: this takes between a second and a minute."""
+    hold(site, CELLS[4], *SMALL, run0="2")
+    (job,) = site.submit(CELLS[4], *SMALL, "cluster.time=1", "cluster.save_s=55")
+    job.reach(2)
+    site.wait_for(lambda: job.facts["Restarts"] == "1", f"{job} queued again")
+    assert "  interrupted: saved; it resumes when it is run again" in job.log()
+    assert (job.status, job.epochs) == (None, [1, 2])
+    job.let_go()
+    job.reach_state("COMPLETED")
+    assert job.status == "completed" and job.epochs == [1, 2, 3, 4]
+
+
+def test_a_preempted_run_saves_and_resumes_when_the_urgent_one_is_done(site: Site) -> None:
+    hold(site, CELLS[5], *SMALL, run0="2")
+    (job,) = site.submit(CELLS[5], *SMALL)
+    job.reach(2)
+    urgent = site.slurm.run(
+        "sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true", "--output=/dev/null"
+    )
+    site.wait_for(lambda: site.slurm.state(urgent.strip()) == "COMPLETED", "the urgent job")
+    assert "DUE TO PREEMPTION" in job.log() and "  interrupted: saved" in job.log()
+    job.let_go()
+    job.reach_state("COMPLETED")
+    assert job.facts["Restarts"] == "1" and job.status == "completed" and job.epochs == [1, 2, 3, 4]
+
+
+STAGES = [f"dsr/lenet_mnist/compressed/{column}" for column in ("s80", "s90", "s95", "s98")]
+NOISE = ("dataset=synthetic", "dataset.shape=[1,4,4]", "dataset.train_size=36", "dataset.test_size=12")
+
+
+def test_packs_of_stages(site: Site) -> None:
+    """A parent is cancelled: its children say why they are blocked. Then a pack is queued again, and a run killed."""
+    arguments = (*STAGES, *SMALL, *NOISE, "model.hidden=[200,100]", "cluster.pack=2")
+    hold(site, *arguments, run0="1", run1="1", run2="1", run3="1 deaf")
+    parent, *children = first = site.submit(*arguments)
+    assert [job.id for job in first] == [f"{parent.array}_0", *(f"{children[0].array}_{n}" for n in (1, 1, 2, 2))]
+    parent.reach(1)
+    assert "4 run(s): 4 queued, 0 to do." in site.missing(*arguments)
+    site.slurm.run("scancel", parent.id)
+    for job in children:
+        job.reach_state("FAILED")
+        assert job.status == "blocked" and "cancelled, or lost with its node" in job.summary["reason"]
+    assert [job.status for job in first] == [None] + ["blocked"] * 4
+
+    parent.let_go()
+    parent, queued_again, beside, killed, last = site.submit(*arguments)
+    for job in (queued_again, beside, killed, last):
+        job.reach(1) if job is not last else job.reach_status("completed")
+    site.slurm.run("scontrol", "requeue", queued_again.id)
+    (process,) = killed.processes
+    os.kill(process, signal.SIGKILL)
+    killed.reach_state("FAILED")
+    assert "died of SIGKILL" in killed.log() and killed.facts["ExitCode"] == "1:0" and killed.status is None
+    queued_again.let_go()
+    queued_again.reach_state("COMPLETED")
+    assert queued_again.facts["Restarts"] == "1"
+    assert [job.status for job in (parent, queued_again, beside, last)] == ["completed"] * 4
+
+    killed.let_go()
+    (rest,) = site.submit(*arguments)
+    rest.reach_state("COMPLETED")
+    assert rest.task == replace(killed.task, after=()) and rest.status == "completed"
+    for job in (queued_again, beside, killed, last):
+        assert job.epochs == list(range(1, job.task.config["schedule"]["epochs"] + 1)) and len(job.epochs) > 1
+        assert job.summary["parent"]["key"] == parent.task.identity[0]
+
+
+def test_a_run_that_is_submitted_twice_is_run_once(site: Site, tmp_path: Path) -> None:
+    """The second submission cannot see the first: squeue does not answer. Its run waits for whoever has begun."""
+    hold(site, CELLS[6], *SMALL, run0="2")
+    (first,) = site.submit(CELLS[6], *SMALL)
+    away = tmp_path / "away" / "squeue"
+    away.parent.mkdir()
+    away.write_text("#!/bin/bash\nexit 1\n")
+    away.chmod(0o755)
+    path = site.environment["PATH"]
+    site.environment["PATH"] = f"{away.parent}:{path}"
+    first_state = first.state
+    (second,) = site.submit(CELLS[6], *SMALL)
+    site.environment["PATH"] = path
+    first.reach(2)
+    assert first_state in ("PENDING", "RUNNING")
+    site.wait_for(lambda: "waiting for it" in second.log(), f"{second} waiting")
+    assert first.task == second.task
+    first.let_go()
+    for job in (first, second):
+        job.reach_state("COMPLETED")
+    assert first.epochs == [1, 2, 3, 4] and "epoch" not in second.log()
+
+
+@pytest.mark.skipif(not launcher._installed(), reason="hydra-submitit-launcher is not installed")
+def test_submitits_launcher_waits_for_its_jobs(site: Site) -> None:
+    """A sweep of two, of which one diverges; the launcher returns when the results are there, and says how they are."""
+    options = ("timeout_min=5", "cpus_per_task=1", "mem_gb=1")
+    sweep = ("-m", "runner", "-m", "experiment=demo/digits", "profile=short", "method=set", "schedule.lr=0.05,1e30")
+    before = set(site.slurm.jobs())
+    said = site.python(*sweep, "hydra/launcher=submitit_slurm", *(f"hydra.launcher.{each}" for each in options), code=3)
+    codes = {line.split("schedule.lr=")[1].split(":")[0]: line[-1] for line in said.splitlines() if "exit code" in line}
+    assert codes == {"0.05": "0", "1e30": "3"}
+    jobs = set(site.slurm.jobs()) - before
+    assert len(jobs) == 2
+    for job in jobs:  # a result is there a moment before SLURM knows that its job has ended
+        site.wait_for(lambda job=job: site.slurm.state(job) == "COMPLETED", f"{job} completed")
+    statuses = [json.loads(path.read_text())["status"] for path in site.runs.rglob("summary.json")]
+    assert sorted(statuses) == ["completed", "diverged"]
+    assert "epoch" not in site.python(*sweep, code=3)  # the plain sweep finds the same runs
+    assert site.submissions() == set()
+
+
+@pytest.mark.skipif(not launcher._installed(), reason="hydra-submitit-launcher is not installed")
+def test_a_job_of_submitits_that_is_queued_again_resumes(site: Site) -> None:
+    """What it saved is resumed by SLURM; the launcher was told 75 meanwhile."""
+    hold(site, CELLS[4], *SMALL, run0="2")
+    options = ("timeout_min=5", "cpus_per_task=1", "mem_gb=1")
+    sweep = ["-m", "runner", "-m", f"cell={CELLS[4]}", "seed=0", "profile=short", "trainer.checkpoint_seconds=0"]
+    sweep += ["hydra/launcher=submitit_slurm", *(f"hydra.launcher.{each}" for each in options)]
+    before = set(site.slurm.jobs())
+    with subprocess.Popen([sys.executable, *sweep], cwd=ROOT, env=site.environment) as launching:
+        (metrics,) = site.wait_for(lambda: list(site.runs.rglob("metrics.jsonl")), "the run's metrics")
+        site.wait_for(lambda: len(metrics.read_text().splitlines()) == 2, "epoch 2")
+        (job,) = set(site.slurm.jobs()) - before
+        site.slurm.run("scontrol", "requeue", job)
+        assert launching.wait(120) == 75
+    for gate in site.gates.iterdir():
+        gate.unlink()
+    site.wait_for(lambda: site.slurm.state(job) == "COMPLETED", f"{job} completed")
+    assert [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4]
+    assert json.loads(metrics.with_name("summary.json").read_text())["status"] == "completed"

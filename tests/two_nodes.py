@@ -42,7 +42,6 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/log/slurmctld.log
 SlurmdLogFile={folder}/log/slurmd.%n.log
-SlurmctldDebug=debug
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -62,7 +61,7 @@ MinJobAge=3600
 JobRequeue=1
 NodeName=n0 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=4000 State=UNKNOWN
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=4000 State=UNKNOWN
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=urgent Nodes=ALL Default=NO MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF
 """
 
@@ -180,10 +179,10 @@ class TwoNodes:
         return self.jobs().get(job, {}).get("JobState", "")
 
     def log(self) -> str:
-        """The last lines of the daemons' logs."""
+        """The last lines that the daemons have said."""
         parts = []
-        for path in sorted((self.folder / "log").glob("*")):
-            parts += [f"--- {path.name}", *path.read_text(errors="replace").splitlines()[-15:]]
+        for path in sorted((self.folder / "log").glob("*.out")):
+            parts += [f"--- {path.name}", *path.read_text(errors="replace").splitlines()[-10:]]
         return "\n".join(parts)
 
 
