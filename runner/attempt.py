@@ -43,7 +43,7 @@ class Outcome:
         """The test metric in words; loss only where there is nothing else."""
         names = [name for name in self.final if name.startswith("test/")]
         name = next((name for name in names if name != "test/loss"), "test/loss")
-        return f"{name} {self.final[name]:.4g}" if name in self.final else ""
+        return f"{name} {float(self.final[name]):.4g}" if name in self.final else ""
 
 
 class Stop:
