@@ -82,6 +82,17 @@ class Method:
         """Name -> boolean mask: the enforced support. A weight that is not listed is dense."""
         return {}
 
+    def mask_changes(self) -> int:
+        """A number that is another one after every change of a mask; asked after each step, so it must be cheap."""
+        return 0
+
+    def replicated(self) -> dict[str, Any]:
+        """What must be the same on every rank, compared after a change of the masks: masks, thresholds, scores.
+
+        Tensors and numbers, however nested. Here: the masks and the state.
+        """
+        return {"masks": self.masks(), **self.state_dict()}
+
     def adopt(self, masks: Mapping[str, Tensor]) -> None:
         """Start from the masks of a parent run (a stage that takes its parent's mask). Called before `begin`."""
         raise ValueError(f"{type(self).__name__} has no masks to take over from a parent run")
@@ -135,6 +146,9 @@ class Masked(Method):
 
     def masks(self) -> dict[str, Tensor]:
         return self.mask.as_dict()
+
+    def mask_changes(self) -> int:
+        return self.mask.changes()
 
     def adopt(self, masks: Mapping[str, Tensor]) -> None:
         self.mask.load(masks)
