@@ -63,13 +63,13 @@ def device_kind(device: str, place: Local | Slurm) -> str:
     return "gpu" if here else "cpu"
 
 
-def parallel(place: Local | Slurm, kind: str, threads: int) -> int:
-    """About how many runs go at a time on a kind of device, with so many CPU threads each."""
+def parallel(place: Local | Slurm, kind: str, threads: int, devices: int = 1) -> int:
+    """About how many runs go at a time on a kind of device, each with so many processes of so many CPU threads."""
     if isinstance(place, Slurm):
         return place.max_parallel * place.pack
     if place.workers != "auto":
         return place.workers
-    return max(1, _gpus() * place.pack if kind == "gpu" else cores() // threads)
+    return max(1, _gpus() // devices * place.pack if kind == "gpu" else cores() // (threads * devices))
 
 
 def cores() -> int:

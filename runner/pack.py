@@ -15,9 +15,9 @@ from pathlib import Path
 
 from runner.attempt import CODES
 from runner.errors import Misuse
+from runner.signals import STOP
 from runner.submission import Task, levels, load
 
-_KINDS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _WORST = (CODES["interrupted"], CODES["failed"], CODES["refused"], CODES["diverged"], CODES["completed"])
 
 
@@ -33,7 +33,7 @@ class Pack:
     def __init__(self) -> None:
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.asked: int | None = None
-        for kind in _KINDS:
+        for kind in STOP:
             signal.signal(kind, self._ask)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
@@ -59,7 +59,7 @@ class Pack:
         return {index: self._code(codes.get(index)) for index in commands}
 
     def _code(self, code: int | None) -> int:
-        if code is None or (self.asked is not None and -code in _KINDS):
+        if code is None or (self.asked is not None and -code in STOP):
             return CODES["interrupted"]
         return code
 

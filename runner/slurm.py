@@ -21,8 +21,13 @@ from runner.records import write_json
 from runner.submission import FACTS, TASKS, Task, facts, levels
 
 SCRIPT = "array.sh"
-# A process that fails ends them all, and they have time to save. What SLURM calls the step's tasks are the ranks.
-_SRUN = "srun --kill-on-bad-exit=1 --export=ALL "
+# SLURM's tasks of the step are the ranks; one that fails ends them all, which have time to record that.
+_SRUN = "srun --kill-on-bad-exit=1 "
+# Where SLURM itself reaches the node of rank 0, which is this one: a node's name need not be a host's.
+_ADDRESS = (
+    'export MASTER_ADDR="$(scontrol --oneliner show node "$SLURMD_NODENAME"'
+    " | sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')\""
+)
 MAX_INDEX = 1000  # of an array's tasks: SLURM's MaxArraySize is 1001 where a site says nothing else
 
 
@@ -63,6 +68,7 @@ def array_script(folder: Path, site: Slurm, cwd: str | Path, devices: int = 1) -
             f"cd {shlex.quote(str(cwd))} || exit 1",
             'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun >= 22.05 ignores SLURM_CPUS_PER_TASK',
             f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            *([_ADDRESS] if several else []),
             *site.setup,
             "",
             "# USR1: the time is nearly over; save, and queue again. TERM: cancelled or preempted; save only.",
@@ -79,7 +85,9 @@ def array_script(folder: Path, site: Slurm, cwd: str | Path, devices: int = 1) -
             f"case $code-$asked in # {CODES['interrupted']}: saved; {128 + signal.SIGUSR1}: nothing had begun",
             f"    {CODES['interrupted']}-TERM) ;;",
             f"    {CODES['interrupted']}-* | {128 + signal.SIGUSR1}-*)",
-            '        scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" ;;',
+            "        # Processes may hear of a cancellation before this script does: that job must not come back.",
+            '        [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = COMPLETING ] ||',
+            '            scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" ;;',
             "esac",
             'exit "$code"',
             "",
@@ -89,7 +97,7 @@ def array_script(folder: Path, site: Slurm, cwd: str | Path, devices: int = 1) -
 
 def devices(tasks: Sequence[Task], site: Slurm) -> int:
     """The processes of each run on each of its nodes (`trainer.devices`), the same for all. Misuse otherwise."""
-    found = {int(task.config["trainer"].get("devices", 1)) for task in tasks}
+    found = {int(task.config["trainer"]["devices"]) for task in tasks}
     if len(found) > 1:
         named = ", ".join(map(str, sorted(found)))
         raise Misuse(f"trainer.devices differs between these runs ({named}); submit them apart, or override it.")

@@ -107,7 +107,9 @@ def _submit(options: Any) -> int:
     if options.dry_run:
         _show(tasks, missing, costs, site, place, options.list)
     if tasks:
-        print(text.total(tasks, costs, parallel(place, costs.device, int(site["trainer"]["threads"]))))
+        trainer = site["trainer"]
+        at_a_time = parallel(place, costs.device, int(trainer["threads"]), int(trainer["devices"]))
+        print(text.total(tasks, costs, at_a_time))
         _warn_of_changes()
     else:
         print("Nothing to do.")

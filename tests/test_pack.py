@@ -17,6 +17,7 @@ from runner.cluster import Local, Slurm, parallel
 from runner.compose import compose
 from runner.errors import Misuse
 from runner.pack import packs, worst
+from runner.signals import STOP
 from runner.slurm import array_script, arrays, devices
 from runner.submission import Task, freeze
 from scripts import submit
@@ -107,7 +108,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     python.write_text(f'#!/bin/bash\nexec {sys.executable} {tmp_path}/player.py "$@"\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    kinds = (*pack._KINDS, signal.SIGHUP)
+    kinds = (*STOP, signal.SIGHUP)
     before = [signal.getsignal(kind) for kind in kinds]
 
     def play(*acts: str) -> tuple[int, list[str]]:

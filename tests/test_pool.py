@@ -69,7 +69,11 @@ def cast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         for seed, (script, after) in enumerate(parts):
             config: dict[str, Any] = {name: {"name": name} for name in ("model", "dataset")}
             config |= {"method": {"name": "played", "script": list(script)}, "schedule": {"epochs": 2}}
-            config |= {"seed": seed, "runs": str(tmp_path), "trainer": {"threads": threads, "device": "auto"}}
+            config |= {
+                "seed": seed,
+                "runs": str(tmp_path),
+                "trainer": {"threads": threads, "device": "auto", "devices": 1},
+            }
             made.append(Task(config, (f"seed={seed}",), tuple(after)))
         return made
 

@@ -19,7 +19,7 @@ import pytest
 from runner import launcher
 from runner.records import RunDirectory
 from runner.submission import FOLDER, TASKS, Task, facts, load
-from tests.two_nodes import TwoNodes, slurm, wait_for
+from tests.two_nodes import TwoNodes, environment, slurm, wait_for
 
 __all__ = ["slurm"]
 
@@ -56,7 +56,7 @@ class Site:
     def submit(self, *arguments: str) -> list[Job]:
         """Submit; the runs in their order, those of the parents' array first."""
         before = self.submissions()
-        said = self.python("scripts/submit.py", *arguments, *SITE)
+        said = self.python("scripts/submit.py", *SITE, *arguments)
         (folder,) = self.submissions() - before
         assert f"Logs and the frozen configurations are in {folder}." in said
         return self.jobs(folder)
@@ -74,7 +74,7 @@ class Site:
 
     def missing(self, *arguments: str) -> str:
         """The first line of a dry run: how the runs stand."""
-        return self.python("scripts/submit.py", *arguments, *SITE, "--dry-run").splitlines()[0]
+        return self.python("scripts/submit.py", *SITE, *arguments, "--dry-run").splitlines()[0]
 
     def table(self, runs: Path) -> list[dict[str, Any]]:
         """The demo's table from a runs root, without where its runs lie and when they ran."""
@@ -104,9 +104,14 @@ class Job:
     def __repr__(self) -> str:
         return f"{self.id} ({self.task.name})"
 
-    def let_go(self) -> None:
+    def hold(self, epoch: int) -> None:
+        """Before it comes there."""
         key, seed = self.task.identity
-        for gate in self.site.gates.glob(f"{key}-seed{seed}-*"):
+        (self.site.gates / f"{key}-seed{seed}-{epoch}").touch()
+
+    def let_go(self, epoch: int | None = None) -> None:
+        key, seed = self.task.identity
+        for gate in self.site.gates.glob(f"{key}-seed{seed}-{epoch or '*'}"):
             gate.unlink()
 
     @property
@@ -143,6 +148,19 @@ class Job:
         lock = (self.task.path / "lock").resolve()
         return [each for each in self.site.slurm.processes() if lock in _open_files(each)]
 
+    @property
+    def ranks(self) -> dict[str, list[int]]:
+        """Node -> the processes on it that execute this task."""
+        found: dict[str, list[int]] = {}
+        for process in self.site.slurm.processes():
+            facts = environment(process)
+            if "SLURM_STEP_NUM_TASKS" in facts and (facts["SLURM_ARRAY_JOB_ID"], facts["SLURM_ARRAY_TASK_ID"]) == (
+                self.array,
+                str(self.index),
+            ):
+                found.setdefault(facts["SLURMD_NODENAME"], []).append(process)
+        return found
+
     def reach(self, epoch: int) -> None:
         self.site.wait_for(lambda: self.epochs[-1:] == [epoch], f"{self} at epoch {epoch}")
 
@@ -168,7 +186,7 @@ def _open_files(process: int) -> list[Path]:
 
 def hold(site: Site, *arguments: str, **gates: str) -> None:
     """Place gates before anything is submitted: run3="2" holds the fourth run after epoch 2, "2 deaf" for good."""
-    listing = site.python("scripts/submit.py", *arguments, *SITE, "--dry-run", "--list")
+    listing = site.python("scripts/submit.py", *SITE, *arguments, "--dry-run", "--list")
     paths = [Path(line.split()[0]) for line in listing.splitlines() if re.search(r"/seed\d+  ", line)]
     for name, gate in gates.items():
         path, (epoch, *word) = paths[int(name.removeprefix("run"))], gate.split()
@@ -319,6 +337,63 @@ def test_a_run_that_is_submitted_twice_is_run_once(site: Site, tmp_path: Path) -
     for job in (first, second):
         job.reach_state("COMPLETED")
     assert first.epochs == [1, 2, 3, 4] and "epoch" not in second.log()
+
+
+def test_two_ranks_on_two_nodes_are_told_queued_again_and_lost(site: Site) -> None:
+    """One run by srun: what the batch script is told reaches both ranks, and one's death is told by the other."""
+    hold(site, CELLS[0], *SMALL, run0="1")
+    (job,) = site.submit(CELLS[0], *SMALL, "cluster.nodes=2")
+    job.reach(1)
+    assert len(job.ranks) == 2 and job.facts["NumNodes"] == "2"
+    job.hold(2)
+    site.slurm.run("scancel", "--batch", "--signal=USR1", job.id)
+    site.wait_for(lambda: job.facts["Restarts"] == "1", f"{job} queued again")
+    assert "  interrupted: saved" in job.log() and job.epochs == [1]
+
+    job.let_go(1)
+    job.reach(2)
+    for process in job.ranks["n1"]:
+        os.kill(process, signal.SIGKILL)
+    job.reach_state("FAILED")
+    assert job.status == "failed" and "another rank was lost (" in job.summary["reason"]
+    assert "  failed: another rank was lost (" in job.log()
+    assert "1 to do (1 failed before)" in site.missing(CELLS[0], *SMALL, "cluster.nodes=2")
+
+    job.let_go()
+    (job,) = site.submit(CELLS[0], *SMALL, "cluster.nodes=2")
+    job.reach_state("COMPLETED")
+    assert job.status == "completed" and job.epochs == [1, 2, 3, 4] and "(2 ranks)" in job.log()
+    assert json.loads((job.task.path / "environment.json").read_text())["ranks"] == 2
+    assert_equals_one_process(site, job)
+
+
+def test_two_ranks_on_one_node_are_cancelled(site: Site) -> None:
+    """Both hear of it and save, but neither brings the job back."""
+    arguments = (CELLS[1], *SMALL, "trainer.devices=2", "cluster.cpus_per_task=1")
+    hold(site, *arguments, run0="2")
+    (job,) = site.submit(*arguments)
+    job.reach(2)
+    assert [len(processes) for processes in job.ranks.values()] == [2]
+    site.slurm.run("scancel", job.id)
+    job.reach_state("CANCELLED")
+    site.wait_for(lambda: not job.ranks, "the end of both ranks")
+    assert job.facts["Restarts"] == "0" and "  interrupted: saved" in job.log()
+    job.let_go()
+    (job,) = site.submit(*arguments)
+    job.reach_state("COMPLETED")
+    assert job.epochs == [1, 2, 3, 4] and "(2 ranks)" in job.log()
+    assert_equals_one_process(site, job)
+
+
+def assert_equals_one_process(site: Site, job: Job) -> None:
+    """As far as sums in another order allow."""
+    here = site.runs.parent / "here"
+    science = [given for given in job.task.overrides if not given.startswith(("cluster", "trainer"))]
+    site.python("-m", "runner", *science, f"runs={here}")
+    alone = (RunDirectory(here / job.task.path.relative_to(site.runs)).summary() or {})["final"]
+    for name, value in alone.items():
+        if not name.startswith("time/"):
+            assert job.summary["final"][name] == pytest.approx(value, rel=1e-4, abs=1e-9), name
 
 
 @pytest.mark.skipif(not launcher._installed(), reason="hydra-submitit-launcher is not installed")

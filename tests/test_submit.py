@@ -498,6 +498,19 @@ def test_a_task_names_only_what_a_configuration_may(
     assert "model._target_ = 'os.system' should name something in" in capsys.readouterr().out
 
 
+def signalled_at_its_beginning(patch: pytest.MonkeyPatch) -> None:
+    """The next run gets a SIGTERM before its training loop listens."""
+    from runner import execute
+
+    original = execute.execute
+
+    def signalled(*arguments: Any) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    patch.setattr(execute, "execute", signalled)
+
+
 def test_exit_codes_of_one_task(
     tiny: list[str],
     tmp_path: Path,
@@ -521,14 +534,8 @@ def test_exit_codes_of_one_task(
     assert json.loads((tasks[0].path / "overrides.json").read_text()) == ["no=thing"]
 
     # A signal that comes while no loop listens reaches the run all the same: saved, and finished the next time.
-    original = attempt.Stop.relay
-
-    def relay(stop: attempt.Stop) -> None:
-        stop.asked = True
-        original(stop)
-
     with monkeypatch.context() as patch:
-        patch.setattr(attempt.Stop, "relay", relay)
+        signalled_at_its_beginning(patch)
         assert attempt.main([str(file), "4"]) == 75
     assert RunDirectory(tasks[4].path).summary() is None
     assert attempt.main([str(file), "4"]) == 0
@@ -646,7 +653,7 @@ def test_a_blocked_run_is_run_once_its_parent_has_weights(
     assert attempt.main([str(file), "1"]) == CODES["blocked"]
     assert attempt.main([str(file), "0"]) == 0
     with monkeypatch.context() as patch:  # broken off in its first step: interrupted, and blocked no more
-        patch.setattr(attempt.Stop, "relay", lambda stop: os.kill(os.getpid(), signal.SIGTERM))
+        signalled_at_its_beginning(patch)
         assert attempt.main([str(file), "1"]) == CODES["interrupted"]
     assert summary(tasks[1]) == {} and (tasks[1].path / "checkpoints").is_dir()
     assert attempt.main([str(file), "1"]) == 0
@@ -810,7 +817,7 @@ def run_script(folder: Path, cwd: Path, index: int, offset: int | None = None) -
     script = folder / "array.sh"
     script.write_text(array_script(folder, slurm, cwd))
     environment = {**os.environ, "SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_JOB_ID": "9"}
-    environment["SLURM_CPUS_PER_TASK"] = "4"
+    environment |= {"SLURM_CPUS_PER_TASK": "4", "SLURM_JOB_ID": "12"}
     command = ["bash", str(script), *([] if offset is None else [str(offset)])]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -819,8 +826,9 @@ def run_script(folder: Path, cwd: Path, index: int, offset: int | None = None) -
     ("kind", "code", "requeued"),
     [("USR1", 75, True), ("USR1", 138, True), ("TERM", 75, False), ("USR1", 0, False), ("none", 3, False)],
 )
+@pytest.mark.parametrize("state", ["RUNNING", "COMPLETING"])
 def test_the_array_script_forwards_signals_and_queues_again(
-    kind: str, code: int, requeued: bool, tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, code: int, requeued: bool, state: str, tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a stand-in for Python that signals its parent, the script, and takes a while to save."""
     python = tmp_path / "python"
@@ -832,11 +840,13 @@ def test_the_array_script_forwards_signals_and_queues_again(
     )
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
+    (site / "squeue.answer").write_text(f"{state}\n")
     done = run_script(tmp_path, tmp_path, 3)
     assert done.returncode == code
     assert (f"got {kind}" in done.stdout) == (kind != "none")
     calls = (site / "calls").read_text().splitlines() if (site / "calls").exists() else []
-    assert calls == (["scontrol requeue 9_3"] if requeued else [])
+    asked = ["squeue --noheader --jobs=12 --format=%T"]
+    assert calls == (asked if requeued else []) + (["scontrol requeue 9_3"] if requeued and state == "RUNNING" else [])
 
 
 def test_arrays_reach_beyond_slurms_indices(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ class TwoNodes:
         """The node loses its power: its daemon and everything that it runs is gone at once."""
         self.daemons[node].kill()
         self.daemons.pop(node).wait()
-        while processes := [each for each in self.processes() if _environment(each).get("SLURMD_NODENAME") == node]:
+        while processes := [each for each in self.processes() if environment(each).get("SLURMD_NODENAME") == node]:
             for process in processes:
                 _kill(process)
 
@@ -255,14 +255,15 @@ def _matching(folder: Path) -> list[int]:
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             process = int(path.name)
-            if process != os.getpid() and _environment(process).get("SLURM_CONF") == str(folder / "slurm.conf"):
+            if process != os.getpid() and environment(process).get("SLURM_CONF") == str(folder / "slurm.conf"):
                 state = (path / "stat").read_text().rpartition(")")[2].split()[0]
                 if state != "Z":
                     found.append(process)
     return found
 
 
-def _environment(process: int) -> dict[str, str]:
+def environment(process: int) -> dict[str, str]:
+    """A process's environment variables when it began; {} of one that has gone."""
     with suppress(OSError):
         parts = Path(f"/proc/{process}/environ").read_bytes().decode(errors="replace").split("\0")
         return dict(part.split("=", 1) for part in parts if "=" in part)
