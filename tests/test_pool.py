@@ -197,6 +197,21 @@ def test_capacity(cast: Callable[..., list[Task]], monkeypatch: pytest.MonkeyPat
     assert capacity(cast(*[(["completed"], [])] * 20, threads=99), Local()) == (1, [])
 
 
+def test_a_worker_whose_runs_have_several_ranks_gets_as_many_devices(
+    cast: Callable[..., list[Task]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(local, "_devices", lambda: ["0", "1", "2", "5", "7"])
+    tasks = cast(*[(["completed"], [])] * 20)
+    for task in tasks:
+        task.config["trainer"]["devices"] = 2
+    assert capacity(tasks, Local()) == (2, ["0,1", "2,5"])  # the fifth is not enough for one
+    monkeypatch.setattr(local, "_devices", lambda: ["0"])
+    assert capacity(tasks, Local()) == (1, ["0"])  # where the run itself says what is wrong
+    monkeypatch.setattr(local, "_devices", list)
+    assert capacity(tasks, Local()) == (4, [])
+
+
 @pytest.mark.parametrize(("visible", "count", "names"), [("", 2, ["0", "1"]), ("3,5", 2, ["3", "5"]), ("", 0, [])])
 def test_devices_are_those_that_are_visible(
     visible: str, count: int, names: list[str], monkeypatch: pytest.MonkeyPatch

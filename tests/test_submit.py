@@ -31,8 +31,9 @@ from runner.identity import SCIENCE, key, parent_config, run_dir
 from runner.progress import duration
 from runner.queue import queued
 from runner.records import RunDirectory
-from runner.slurm import array_script, arrays, ranges
+from runner.slurm import array_script, arrays, devices, ranges
 from runner.submission import Task, freeze, hold, levels, load, new_folder
+from runner.world import World
 from scripts import submit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -888,3 +889,65 @@ def test_levels_and_ranges() -> None:
     assert ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
     assert ranges([4]) == "4"
     assert CODES["interrupted"] == 75
+
+
+# Runs of several processes
+
+
+def several(devices: int = 1, **options: Any) -> str:
+    """The batch script of runs of so many processes a node."""
+    return array_script(Path("/s"), Slurm(time=1, cpus_per_task=2, max_parallel=1, **options), "/", devices)
+
+
+def test_a_run_of_several_processes_is_one_step() -> None:
+    script = several(4, nodes=2, gpus_per_task=1)
+    for line in ("nodes=2", "ntasks-per-node=4", "cpus-per-task=2", "gpus-per-task=1"):
+        assert f"\n#SBATCH --{line}\n" in script
+    assert "--ntasks=" not in script
+    assert f"\nsrun --kill-on-bad-exit=1 {sys.executable} -m runner.attempt /s/tasks.jsonl " in script
+    assert script.index("export MASTER_ADDR=") < script.index("\nsrun")
+    assert "srun --kill" in several(2) and "srun --kill" in several(nodes=2)
+    alone = several()
+    assert "\n#SBATCH --ntasks=1\n" in alone and "nodes" not in alone
+    assert "srun --kill" not in alone and "MASTER_ADDR" not in alone
+
+
+def test_the_ranks_meet_where_slurm_reaches_their_first_node(site: Path) -> None:
+    (site / "scontrol.answer").write_text("NodeName=n7 Arch=x86_64 NodeAddr=10.1.2.3 NodeHostName=a7 Port=6818\n")
+    (line,) = [line for line in several(2).splitlines() if "MASTER_ADDR" in line]
+    environment = {**os.environ, "SLURMD_NODENAME": "n7"}
+    command = ["bash", "-c", f'{line}\necho "$MASTER_ADDR"']
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == "10.1.2.3\n"
+    assert (site / "calls").read_text() == "scontrol --oneliner show node n7\n"
+
+
+def test_runs_of_different_numbers_of_processes_are_submitted_apart(tiny: list[str]) -> None:
+    tasks = [Task(compose([*tiny, f"trainer.devices={count}"]), ()) for count in (1, 2)]
+    slurm = Slurm(time=1, cpus_per_task=1, max_parallel=1)
+    assert [devices(tasks[:1], slurm), devices(tasks[1:], slurm)] == [1, 2]
+    with pytest.raises(Misuse, match=r"trainer\.devices differs between these runs \(1, 2\); submit them apart"):
+        devices(tasks, slurm)
+
+
+def test_rank_0_speaks_records_and_has_the_exit_code(
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    handlers: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run that is blocked. Rank 1 does not look: it is told of the commit, and then of the obstacle."""
+    task = Task(compose([*tiny, f"runs={tmp_path}/runs"]), tuple(tiny))
+    file = freeze(tmp_path, [task], {})
+    told = [None, attempt.Outcome("blocked", "its parent was cancelled")]
+    second = World(rank=1, size=2)
+    monkeypatch.setattr(second, "lead", lambda act: told.pop(0))
+    monkeypatch.setattr(attempt, "join", lambda: second)
+    assert attempt.main([str(file), "0"]) == 0
+    assert told == [] and not task.path.exists() and capsys.readouterr().out == ""
+
+    monkeypatch.setattr(attempt, "join", lambda: World(rank=0, size=2))
+    monkeypatch.setattr(attempt, "hindrance", lambda *given: attempt.Outcome("blocked", "its parent was cancelled"))
+    assert attempt.main([str(file), "0"]) == 1
+    assert summary(task)["status"] == "blocked"
+    assert f"{task.name}: {task.path} (2 ranks)\n" in capsys.readouterr().out
