@@ -198,9 +198,9 @@ def test_an_array_that_suffers_everything_ends_in_the_table_computed_here(site: 
     hold(site, *CELLS, *SMALL, run0="2 deaf", run1="1", run2="1", run3="2")
     jobs = site.submit(*CELLS, *SMALL, "cluster.max_parallel=2", "cluster.time=10", "cluster.save_s=45")
     killed, requeued, cancelled, lost, *others = jobs
-    site.slurm.run("scontrol", "update", f"jobid={killed.id}", "timelimit=1")
-
     requeued.reach(1)
+    killed.reach(2)  # told any sooner, it would have nothing to lose, and queue itself again
+    site.slurm.run("scontrol", "update", f"jobid={killed.id}", "timelimit=1")
     assert "8 run(s): 2 running, 6 queued, 0 to do." in site.missing(*CELLS, *SMALL)
     site.slurm.run("scontrol", "requeue", requeued.id)
     site.wait_for(lambda: requeued.state == "PENDING", f"{requeued} pending")
@@ -251,9 +251,11 @@ def test_an_array_that_suffers_everything_ends_in_the_table_computed_here(site: 
 def test_a_run_that_is_told_of_its_time_limit_saves_and_queues_itself_again(site: Site) -> None:
     """SLURM counts in minutes, and speaks up to a minute before it should: this takes between a second and a minute."""
     hold(site, CELLS[4], *SMALL, run0="2")
-    (job,) = site.submit(CELLS[4], *SMALL, "cluster.time=1", "cluster.save_s=55")
+    (job,) = site.submit(CELLS[4], *SMALL, "cluster.time=10", "cluster.save_s=55")
     job.reach(2)
+    site.slurm.run("scontrol", "update", f"jobid={job.id}", "timelimit=1")
     site.wait_for(lambda: job.facts["Restarts"] == "1", f"{job} queued again")
+    site.slurm.run("scontrol", "update", f"jobid={job.id}", "timelimit=10")
     assert "  interrupted: saved; it resumes when it is run again" in job.log()
     assert (job.status, job.epochs) == (None, [1, 2])
     job.let_go()
