@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner import blocked, failure
+from runner import blocked
 from runner.errors import Misuse
 from runner.identity import Config, parent_config, run_dir
 from runner.queue import is_queued
 from runner.records import Held, RunDirectory, is_held
+from runner.signals import STOP
 from runner.submission import Task, children, facts, load, moved
+from runner.world import join
 
 POLL_S = 5.0  # seconds between looks at a run directory that another process holds
 # How a task can end, and the exit code that says so.
@@ -51,33 +53,35 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = False
-        for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for kind in STOP:
             signal.signal(kind, self._ask)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _ask(self, number: int, frame: object) -> None:
         self.asked = True
 
-    def relay(self) -> None:
-        """To be called from within the training loop, which has handlers of its own by then."""
-        if self.asked:
-            signal.raise_signal(signal.SIGTERM)
 
-
-def attempt(task: Task, progress: Callable[[dict[str, Any]], None] | None = None, weights: bool = False) -> Outcome:
+def attempt(
+    task: Task,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+    weights: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
     """Execute a task (skipping what is complete, resuming what was interrupted). Nothing a run does wrong is raised.
 
-    `weights`: stages start from it, so that it is repeated if it is complete but has no checkpoint any more.
+    `weights`: stages start from it, so that it is repeated if it is complete but has no checkpoint any more. `stop`:
+    asked after every step whether to save and stop. Of several ranks all call this, and all get the same outcome unless
+    one of them is lost.
     """
-    from runner.execute import ParentFailed, execute
+    from runner.execute import ParentFailed, execute, reason
     from runner.trainer import Interrupted
 
-    began = time.monotonic()
+    began, world = time.monotonic(), join()
     try:
-        if holder := _held(task.config):
+        if holder := world.lead(lambda: _held(task.config)):
             return Outcome("held", holder)
-        blocked.clear(task.path)
-        summary = execute(task.config, list(task.overrides), progress, weights)
+        world.lead(lambda: blocked.clear(task.path))
+        summary = execute(task.config, list(task.overrides), progress, weights, stop)
     except Interrupted:
         return Outcome("interrupted", "saved; it resumes when it is run again", seconds=time.monotonic() - began)
     except ParentFailed as error:
@@ -87,8 +91,7 @@ def attempt(task: Task, progress: Callable[[dict[str, Any]], None] | None = None
     except Misuse as error:
         return Outcome("refused", str(error))
     except Exception as error:
-        reason = failure.reason(error)
-        return Outcome("failed", reason, seconds=time.monotonic() - began)
+        return Outcome("failed", reason(error, world), seconds=time.monotonic() - began)
     return Outcome(summary["status"], summary["reason"], summary["final"], time.monotonic() - began)
 
 
@@ -144,7 +147,11 @@ def _without_weights(parent: Task) -> Outcome:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Execute one task; its exit code: 0 done, 1 failed or blocked, 2 misuse, 3 diverged, 75 interrupted and saved."""
+    """Execute one task; its exit code: 0 done, 1 failed or blocked, 2 misuse, 3 diverged, 75 interrupted and saved.
+
+    srun starts this once per rank, and reports the largest of their codes: rank 0's is the one that counts, the others
+    return 0 unless they have failed.
+    """
     try:
         if len(arguments) != 2 or not arguments[1].isdecimal():
             raise Misuse("python -m runner.attempt takes a tasks file and the number of a task in it.")
@@ -152,35 +159,43 @@ def main(arguments: Sequence[str]) -> int:
         tasks = load(file)
         if index >= len(tasks):
             raise Misuse(f"{file} has the tasks 0 to {len(tasks) - 1}, no task {index}.")
+        stop, world = Stop(), join()
     except Misuse as misuse:
         print(f"regrow: {misuse}", file=sys.stderr)
         return CODES["refused"]
-    task, stop = tasks[index], Stop()
-    _say(f"{task.name}: {task.path}")
-    if sentence := moved(file.parent):
-        _say(sentence)
+    task = tasks[index]
+    say: Callable[[str], None] = _say if world.first else lambda line: None
+    say(f"{task.name}: {task.path}" + (f" ({world.size} ranks)" if world.size > 1 else ""))
+    if sentence := world.lead(lambda: moved(file.parent)):
+        say(sentence)
+
+    def asked() -> bool:
+        return stop.asked
 
     def progress(line: dict[str, Any]) -> None:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in line.items() if name.startswith(("train/", "test/")))
-        _say(f"  epoch {line['epoch']:>3}: {shown}, {line['time/epoch_s']:.2f} s")
-        stop.relay()
+        say(f"  epoch {line['epoch']:>3}: {shown}, {line['time/epoch_s']:.2f} s")
 
     def turn() -> Outcome:
-        if obstacle := hindrance(file.parent, tasks, index):
+        if obstacle := world.lead(lambda: hindrance(file.parent, tasks, index)):
             return obstacle
         import runner.execute  # noqa: F401 (slow: a signal that arrives meanwhile is seen before the run begins)
 
-        return Outcome("interrupted") if stop.asked else attempt(task, progress, bool(children(tasks, index)))
+        if world.lead(asked):
+            return Outcome("interrupted")
+        return attempt(task, progress, bool(children(tasks, index)), asked)
 
     outcome = turn()
     if outcome.status == "held":
-        _say(f"  {outcome.reason}; waiting for it")
-    while outcome.status == "held" and not stop.asked:
+        say(f"  {outcome.reason}; waiting for it")
+    while outcome.status == "held" and not world.lead(asked):
         time.sleep(POLL_S)
         outcome = turn()
+    if not world.first:
+        return CODES["failed" if outcome.status == "failed" else "completed"]
     if outcome.status == "blocked" and (problem := blocked.record(task, outcome.reason or "")):
-        _say(f"  {problem}")
-    _say(f"  {outcome.status}" + (f": {outcome.reason}" if outcome.reason else "") + f" {outcome.metric}".rstrip())
+        say(f"  {problem}")
+    say(f"  {outcome.status}" + (f": {outcome.reason}" if outcome.reason else "") + f" {outcome.metric}".rstrip())
     return CODES[outcome.status]
 
 
@@ -189,4 +204,8 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    # When rank 0 has said 75, srun tells the others to end, and would report one that dies of that on its way out.
+    for kind in STOP:
+        signal.signal(kind, signal.SIG_IGN)
+    sys.exit(code)

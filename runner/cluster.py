@@ -18,6 +18,7 @@ class Local:
     """conf/cluster/local.yaml: a pool on this machine."""
 
     workers: Annotated[int, "1 <= x"] | Literal["auto"] = "auto"
+    pack: Annotated[int, "1 <= x"] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,9 @@ class Slurm:
     cpus_per_task: Annotated[int, "1 <= x"]
     max_parallel: Annotated[int, "1 <= x"]
     gpus_per_task: Annotated[int, "0 <= x"] = 0
+    nodes: Annotated[int, "1 <= x"] = 1
+    pack: Annotated[int, "1 <= x"] = 1
+    save_s: Annotated[int, "1 <= x <= 65535"] = 90
     partition: str | None = None
     account: str | None = None
     mem: str | int | None = None
@@ -59,13 +63,13 @@ def device_kind(device: str, place: Local | Slurm) -> str:
     return "gpu" if here else "cpu"
 
 
-def parallel(place: Local | Slurm, kind: str, threads: int) -> int:
-    """About how many runs go at a time on a kind of device, with so many CPU threads each."""
+def parallel(place: Local | Slurm, kind: str, threads: int, devices: int = 1) -> int:
+    """About how many runs go at a time on a kind of device, each with so many processes of so many CPU threads."""
     if isinstance(place, Slurm):
-        return place.max_parallel
+        return place.max_parallel * place.pack
     if place.workers != "auto":
         return place.workers
-    return max(1, _gpus() if kind == "gpu" else cores() // threads)
+    return max(1, _gpus() // devices * place.pack if kind == "gpu" else cores() // (threads * devices))
 
 
 def cores() -> int:

@@ -115,7 +115,7 @@ def _execute(
         except Exception as error:
             log.error("%s", traceback.format_exc())
             if world.first:
-                failed = {**frame, "status": "failed", "reason": _reason(error, world), "ended": _now()}
+                failed = {**frame, "status": "failed", "reason": reason(error, world), "ended": _now()}
                 directory.finish_if_possible(failed)
                 if logger is not None:
                     logger.finish(failed)
@@ -172,7 +172,7 @@ def _frame(config: Config) -> dict[str, Any]:
     return {"key": key(config), "seed": config["seed"], "started": _now(), "parent": identity}
 
 
-def _reason(error: Exception, world: World) -> str:
+def reason(error: Exception, world: World) -> str:
     """Why a run has failed, in a sentence for its summary."""
     if world.lost(error):
         return f"another rank was lost ({str(error).splitlines()[0]}); what is recorded stays; run again to resume"

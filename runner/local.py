@@ -1,6 +1,6 @@
 """A frozen submission on this machine: how many workers it gets, its pool here or left running, its last words.
 
-`python -m runner.local TASKS_FILE WORKERS [DEVICE,DEVICE...]` is what a local submission leaves running.
+`python -m runner.local TASKS_FILE WORKERS [DEVICE[,DEVICE...] ...]` is what a local submission leaves running.
 """
 
 from __future__ import annotations
@@ -27,14 +27,20 @@ WORKERS_LOG, POOL_LOG = "workers.log", "pool.log"
 
 
 def capacity(tasks: Sequence[Task], local: Local) -> tuple[int, list[str]]:
-    """How many workers this machine gets, and the CUDA devices they share: one worker per device, else per CPU core.
+    """How many workers this machine gets, and the CUDA devices they share.
 
-    Imports torch where a task may use a GPU.
+    `pack` workers per device, or where there is none one per CPU core (per `trainer.threads` of them). A worker whose
+    runs have several ranks (`trainer.devices`) gets as many devices, with commas between them. Imports torch where a
+    task may use a GPU.
     """
     trainers = [task.config["trainer"] for task in tasks]
     devices = _devices() if any(trainer["device"] != "cpu" for trainer in trainers) else []
-    threads = max(int(trainer["threads"]) for trainer in trainers)
-    size = (len(devices) or max(1, cores() // threads)) if local.workers == "auto" else local.workers
+    ranks = max(int(trainer["devices"]) for trainer in trainers)
+    devices = [",".join(devices[at : at + ranks]) for at in range(0, len(devices), ranks)]
+    if len(devices) > 1 and devices[-1].count(",") < ranks - 1:
+        devices.pop()  # the rest is too few
+    threads = ranks * max(int(trainer["threads"]) for trainer in trainers)
+    size = (len(devices) * local.pack or max(1, cores() // threads)) if local.workers == "auto" else local.workers
     return min(size, len(tasks)), devices
 
 
@@ -90,7 +96,7 @@ def start(file: Path, size: int, devices: Sequence[str], lock: TextIO) -> tuple[
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with open(log, "a") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "runner.local", str(file), str(size), ",".join(devices)],
+            [sys.executable, "-m", "runner.local", str(file), str(size), *devices],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -104,11 +110,9 @@ def start(file: Path, size: int, devices: Sequence[str], lock: TextIO) -> tuple[
 def main(arguments: Sequence[str]) -> int:
     """Execute all tasks of a file; returns what `execute_all` returns, or 2."""
     try:
-        if len(arguments) not in (2, 3) or not arguments[1].isdecimal() or int(arguments[1]) < 1:
+        if len(arguments) < 2 or not arguments[1].isdecimal() or int(arguments[1]) < 1:
             raise Misuse("python -m runner.local takes a tasks file, a number of workers, and names of CUDA devices.")
-        return execute_all(
-            Path(arguments[0]), int(arguments[1]), [name for name in "".join(arguments[2:]).split(",") if name]
-        )
+        return execute_all(Path(arguments[0]), int(arguments[1]), arguments[2:])
     except Misuse as misuse:
         print(f"regrow: {misuse}", file=sys.stderr)
         return CODES["refused"]

@@ -36,7 +36,13 @@ def _queued(root: Path) -> tuple[set[tuple[str, int]], bool]:
         if jobs and not alive and listing is None:
             listing = listed()
             listing, answered = listing or set(), listing is not None
-        waiting = [i for job in jobs for i in job["tasks"] if (str(job["id"]), i - job["offset"]) in (listing or ())]
+        waiting = [
+            task
+            for job in jobs
+            for index, pack in job["tasks"].items()
+            if (str(job["id"]), int(index)) in (listing or ())
+            for task in pack
+        ]
         if alive or waiting:
             with contextlib.suppress(Misuse):
                 tasks = load(folder / TASKS)

@@ -28,7 +28,7 @@ def work(connection: Connection, log: str) -> None:
             def tell(line: dict[str, Any], index: int = index) -> None:
                 _report(connection, stop, index, line)
 
-            outcome = attempt(task, tell, weights)
+            outcome = attempt(task, tell, weights, lambda: stop.asked)
             connection.send(("done", index, outcome))
             if outcome.status in LAST:
                 return
@@ -41,4 +41,3 @@ def _report(connection: Connection, stop: Stop, index: int, line: dict[str, Any]
         connection.send(("epoch", index, line["epoch"], line["time/epoch_s"]))
     except OSError:
         stop.asked = True  # without the pool nobody would stop this run: save it
-    stop.relay()

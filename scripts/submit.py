@@ -27,7 +27,7 @@ from runner.environment import CODE, git_state
 from runner.errors import Misuse
 from runner.identity import SCIENCE, Config
 from runner.queue import queued
-from runner.slurm import SCRIPT, array_script, arrays, submit_arrays
+from runner.slurm import SCRIPT, array_script, arrays, devices, submit_arrays
 from runner.submission import TASKS, Task, freeze, hold, new_folder
 
 #: Sections whose overrides every run shares; others may name options that only some methods have.
@@ -107,7 +107,9 @@ def _submit(options: Any) -> int:
     if options.dry_run:
         _show(tasks, missing, costs, site, place, options.list)
     if tasks:
-        print(text.total(tasks, costs, parallel(place, costs.device, int(site["trainer"]["threads"]))))
+        trainer = site["trainer"]
+        at_a_time = parallel(place, costs.device, int(trainer["threads"]), int(trainer["devices"]))
+        print(text.total(tasks, costs, at_a_time))
         _warn_of_changes()
     else:
         print("Nothing to do.")
@@ -203,7 +205,9 @@ def _show(
         print(f"{task.path}  {shlex.join(task.overrides)}")
     if tasks and isinstance(place, Slurm):
         folder = new_folder(site["runs"])
-        print(f"\n# {folder / SCRIPT}\n{array_script(folder, place, Path.cwd())}")
+        if place.pack > 1:
+            print(f"{place.pack} runs side by side in each array task.")
+        print(f"\n# {folder / SCRIPT}\n{array_script(folder, place, Path.cwd(), devices(tasks, place))}")
         for number, array in enumerate(every_array := arrays(tasks, place)):
             after = [f"$job{n}" for n, other in enumerate(every_array) if other.level == array.level - 1]
             print(f"job{number}=$({_quoted_command(array.command(folder, after))})")
@@ -226,17 +230,18 @@ def _start(tasks: Sequence[Task], site: Config, place: Local | Slurm, wait: bool
     folder = new_folder(site["runs"])
     facts = {"cluster": site["cluster"], "cwd": os.getcwd(), "command": sys.argv}
     if isinstance(place, Slurm):
-        _freeze(folder, tasks, facts).close()
-        write_atomically(folder / SCRIPT, array_script(folder, place, Path.cwd()))
-        submit_arrays(folder, tasks, place, print)
+        script = array_script(folder, place, Path.cwd(), devices(tasks, place))
+        with _freeze(folder, tasks, facts):  # until SLURM knows of its jobs, the lock says that they are under way
+            write_atomically(folder / SCRIPT, script)
+            submit_arrays(folder, tasks, place, print)
         print(f"Logs and the frozen configurations are in {folder}.")
         return 0
-    size, devices = local.capacity(tasks, place)
+    size, cuda = local.capacity(tasks, place)
     with _freeze(folder, tasks, facts) as lock:
         file = folder / TASKS
         if wait:
-            return local.execute_all(file, size, devices)
-        process, log = local.start(file, size, devices, lock)
+            return local.execute_all(file, size, cuda)
+        process, log = local.start(file, size, cuda, lock)
     print(f"{len(tasks)} run(s) have begun on {size} worker(s), process {process}; progress: {log}")
     print(f"`kill {process}` saves what is running and stops; the same command goes on from there.")
     return 0

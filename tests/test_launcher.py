@@ -39,6 +39,16 @@ def test_the_basic_launcher_is_a_sweep(tiny: list[str], tmp_path: Path, capsys: 
     assert len(summaries(tmp_path)) == 4  # the same runs as any other way
 
 
+def test_a_diverged_run_is_told_as_often_as_it_is_asked_for(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its record spells what is not finite as text."""
+    for _ in range(2):
+        assert main(["-m", *tiny, "schedule.lr=0.2,1e30"]) == 3
+    assert "train/loss nan" in capsys.readouterr().out.splitlines()[-1]
+    assert summaries(tmp_path) == ["completed", "diverged"]
+
+
 def test_a_cell_is_a_sweep_over_its_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cell = ["cell=demo/digits/set/s90", "profile=short", "method=dsr"]
     assert main(["-m", "hydra/launcher=basic", *cell]) == 0

@@ -69,7 +69,11 @@ def cast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         for seed, (script, after) in enumerate(parts):
             config: dict[str, Any] = {name: {"name": name} for name in ("model", "dataset")}
             config |= {"method": {"name": "played", "script": list(script)}, "schedule": {"epochs": 2}}
-            config |= {"seed": seed, "runs": str(tmp_path), "trainer": {"threads": threads, "device": "auto"}}
+            config |= {
+                "seed": seed,
+                "runs": str(tmp_path),
+                "trainer": {"threads": threads, "device": "auto", "devices": 1},
+            }
             made.append(Task(config, (f"seed={seed}",), tuple(after)))
         return made
 
@@ -191,6 +195,21 @@ def test_capacity(cast: Callable[..., list[Task]], monkeypatch: pytest.MonkeyPat
     assert capacity(tasks[:3], Local()) == (3, [])
     assert capacity(cast(*[(["completed"], [])] * 20, threads=3), Local()) == (2, [])
     assert capacity(cast(*[(["completed"], [])] * 20, threads=99), Local()) == (1, [])
+
+
+def test_a_worker_whose_runs_have_several_ranks_gets_as_many_devices(
+    cast: Callable[..., list[Task]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(local, "_devices", lambda: ["0", "1", "2", "5", "7"])
+    tasks = cast(*[(["completed"], [])] * 20)
+    for task in tasks:
+        task.config["trainer"]["devices"] = 2
+    assert capacity(tasks, Local()) == (2, ["0,1", "2,5"])  # the fifth is not enough for one
+    monkeypatch.setattr(local, "_devices", lambda: ["0"])
+    assert capacity(tasks, Local()) == (1, ["0"])  # where the run itself says what is wrong
+    monkeypatch.setattr(local, "_devices", list)
+    assert capacity(tasks, Local()) == (4, [])
 
 
 @pytest.mark.parametrize(("visible", "count", "names"), [("", 2, ["0", "1"]), ("3,5", 2, ["3", "5"]), ("", 0, [])])

@@ -31,8 +31,9 @@ from runner.identity import SCIENCE, key, parent_config, run_dir
 from runner.progress import duration
 from runner.queue import queued
 from runner.records import RunDirectory
-from runner.slurm import array_script, arrays, ranges
+from runner.slurm import array_script, arrays, devices, ranges
 from runner.submission import Task, freeze, hold, levels, load, new_folder
+from runner.world import World
 from scripts import submit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -498,6 +499,19 @@ def test_a_task_names_only_what_a_configuration_may(
     assert "model._target_ = 'os.system' should name something in" in capsys.readouterr().out
 
 
+def signalled_at_its_beginning(patch: pytest.MonkeyPatch) -> None:
+    """The next run gets a SIGTERM before its training loop listens."""
+    from runner import execute
+
+    original = execute.execute
+
+    def signalled(*arguments: Any) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    patch.setattr(execute, "execute", signalled)
+
+
 def test_exit_codes_of_one_task(
     tiny: list[str],
     tmp_path: Path,
@@ -521,14 +535,8 @@ def test_exit_codes_of_one_task(
     assert json.loads((tasks[0].path / "overrides.json").read_text()) == ["no=thing"]
 
     # A signal that comes while no loop listens reaches the run all the same: saved, and finished the next time.
-    original = attempt.Stop.relay
-
-    def relay(stop: attempt.Stop) -> None:
-        stop.asked = True
-        original(stop)
-
     with monkeypatch.context() as patch:
-        patch.setattr(attempt.Stop, "relay", relay)
+        signalled_at_its_beginning(patch)
         assert attempt.main([str(file), "4"]) == 75
     assert RunDirectory(tasks[4].path).summary() is None
     assert attempt.main([str(file), "4"]) == 0
@@ -565,7 +573,7 @@ def stages(tiny: list[str], tmp_path: Path, site: Path, handlers: None) -> tuple
         config = {**tasks[-1].config, "start": start, "schedule": {**tasks[-1].config["schedule"], "lr": 0.01 * level}}
         tasks.append(Task(config, (f"level={level}",), (level - 1,)))
     folder = new_folder(tmp_path / "runs")
-    jobs = [{"id": f"70{level + 1}", "level": level, "offset": 0, "tasks": [level]} for level in range(3)]
+    jobs = [{"id": f"70{level + 1}", "level": level, "tasks": {str(level): [level]}} for level in range(3)]
     return freeze(folder, tasks, {"jobs": jobs}), tasks
 
 
@@ -646,7 +654,7 @@ def test_a_blocked_run_is_run_once_its_parent_has_weights(
     assert attempt.main([str(file), "1"]) == CODES["blocked"]
     assert attempt.main([str(file), "0"]) == 0
     with monkeypatch.context() as patch:  # broken off in its first step: interrupted, and blocked no more
-        patch.setattr(attempt.Stop, "relay", lambda stop: os.kill(os.getpid(), signal.SIGTERM))
+        signalled_at_its_beginning(patch)
         assert attempt.main([str(file), "1"]) == CODES["interrupted"]
     assert summary(tasks[1]) == {} and (tasks[1].path / "checkpoints").is_dir()
     assert attempt.main([str(file), "1"]) == 0
@@ -761,8 +769,8 @@ def test_a_slurm_submission_is_an_array_of_parents_and_one_of_children(
     assert 'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"' in "\n".join(script)
     jobs = submission.facts(folder)["jobs"]
     assert jobs == [
-        {"id": "701", "level": 0, "offset": 0, "tasks": [0]},
-        {"id": "702", "level": 1, "offset": 0, "tasks": [1, 2, 3]},
+        {"id": "701", "level": 0, "tasks": {"0": [0]}},
+        {"id": "702", "level": 1, "tasks": {"1": [1], "2": [2], "3": [3]}},
     ]
 
     # While SLURM lists them they are not submitted again; then they are.
@@ -810,7 +818,7 @@ def run_script(folder: Path, cwd: Path, index: int, offset: int | None = None) -
     script = folder / "array.sh"
     script.write_text(array_script(folder, slurm, cwd))
     environment = {**os.environ, "SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_JOB_ID": "9"}
-    environment["SLURM_CPUS_PER_TASK"] = "4"
+    environment |= {"SLURM_CPUS_PER_TASK": "4", "SLURM_JOB_ID": "12"}
     command = ["bash", str(script), *([] if offset is None else [str(offset)])]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -819,8 +827,9 @@ def run_script(folder: Path, cwd: Path, index: int, offset: int | None = None) -
     ("kind", "code", "requeued"),
     [("USR1", 75, True), ("USR1", 138, True), ("TERM", 75, False), ("USR1", 0, False), ("none", 3, False)],
 )
+@pytest.mark.parametrize("state", ["RUNNING", "COMPLETING"])
 def test_the_array_script_forwards_signals_and_queues_again(
-    kind: str, code: int, requeued: bool, tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, code: int, requeued: bool, state: str, tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a stand-in for Python that signals its parent, the script, and takes a while to save."""
     python = tmp_path / "python"
@@ -832,11 +841,13 @@ def test_the_array_script_forwards_signals_and_queues_again(
     )
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
+    (site / "squeue.answer").write_text(f"{state}\n")
     done = run_script(tmp_path, tmp_path, 3)
     assert done.returncode == code
     assert (f"got {kind}" in done.stdout) == (kind != "none")
     calls = (site / "calls").read_text().splitlines() if (site / "calls").exists() else []
-    assert calls == (["scontrol requeue 9_3"] if requeued else [])
+    asked = ["squeue --noheader --jobs=12 --format=%T"]
+    assert calls == (asked if requeued else []) + (["scontrol requeue 9_3"] if requeued and state == "RUNNING" else [])
 
 
 def test_arrays_reach_beyond_slurms_indices(tmp_path: Path) -> None:
@@ -844,7 +855,8 @@ def test_arrays_reach_beyond_slurms_indices(tmp_path: Path) -> None:
     config = compose()
     tasks = [Task({**config, "seed": seed}, (), (0,) * (seed >= 1200)) for seed in range(2500)]
     made = arrays(tasks, Slurm(time=1, cpus_per_task=1, max_parallel=8))
-    assert [index for array in made for index in array.tasks] == list(range(2500))
+    assert [index for array in made for pack in array.tasks.values() for index in pack] == list(range(2500))
+    assert all(max(array.tasks) <= 1000 for array in made)
     assert [(array.level, array.offset, len(array.tasks), array.parallel) for array in made] == [
         (0, 0, 1001, 4),
         (0, 1001, 199, 4),
@@ -858,7 +870,7 @@ def test_arrays_reach_beyond_slurms_indices(tmp_path: Path) -> None:
 def test_the_queue_knows_tasks_beyond_slurms_indices(tiny: list[str], tmp_path: Path, site: Path) -> None:
     tasks = [Task(compose([*tiny, f"seed={seed}"]), ()) for seed in range(3)]
     folder = new_folder(tmp_path)
-    freeze(folder, tasks, {"jobs": [{"id": "5", "level": 0, "offset": 1, "tasks": [1, 2]}]})
+    freeze(folder, tasks, {"jobs": [{"id": "5", "level": 0, "tasks": {"0": [1], "1": [2]}}]})
     (site / "squeue.answer").write_text("5 1\n")
     assert queued(tmp_path) == {tasks[2].identity}
 
@@ -877,3 +889,65 @@ def test_levels_and_ranges() -> None:
     assert ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
     assert ranges([4]) == "4"
     assert CODES["interrupted"] == 75
+
+
+# Runs of several processes
+
+
+def several(devices: int = 1, **options: Any) -> str:
+    """The batch script of runs of so many processes a node."""
+    return array_script(Path("/s"), Slurm(time=1, cpus_per_task=2, max_parallel=1, **options), "/", devices)
+
+
+def test_a_run_of_several_processes_is_one_step() -> None:
+    script = several(4, nodes=2, gpus_per_task=1)
+    for line in ("nodes=2", "ntasks-per-node=4", "cpus-per-task=2", "gpus-per-task=1"):
+        assert f"\n#SBATCH --{line}\n" in script
+    assert "--ntasks=" not in script
+    assert f"\nsrun --kill-on-bad-exit=1 {sys.executable} -m runner.attempt /s/tasks.jsonl " in script
+    assert script.index("export MASTER_ADDR=") < script.index("\nsrun")
+    assert "srun --kill" in several(2) and "srun --kill" in several(nodes=2)
+    alone = several()
+    assert "\n#SBATCH --ntasks=1\n" in alone and "nodes" not in alone
+    assert "srun --kill" not in alone and "MASTER_ADDR" not in alone
+
+
+def test_the_ranks_meet_where_slurm_reaches_their_first_node(site: Path) -> None:
+    (site / "scontrol.answer").write_text("NodeName=n7 Arch=x86_64 NodeAddr=10.1.2.3 NodeHostName=a7 Port=6818\n")
+    (line,) = [line for line in several(2).splitlines() if "MASTER_ADDR" in line]
+    environment = {**os.environ, "SLURMD_NODENAME": "n7"}
+    command = ["bash", "-c", f'{line}\necho "$MASTER_ADDR"']
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == "10.1.2.3\n"
+    assert (site / "calls").read_text() == "scontrol --oneliner show node n7\n"
+
+
+def test_runs_of_different_numbers_of_processes_are_submitted_apart(tiny: list[str]) -> None:
+    tasks = [Task(compose([*tiny, f"trainer.devices={count}"]), ()) for count in (1, 2)]
+    slurm = Slurm(time=1, cpus_per_task=1, max_parallel=1)
+    assert [devices(tasks[:1], slurm), devices(tasks[1:], slurm)] == [1, 2]
+    with pytest.raises(Misuse, match=r"trainer\.devices differs between these runs \(1, 2\); submit them apart"):
+        devices(tasks, slurm)
+
+
+def test_rank_0_speaks_records_and_has_the_exit_code(
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    handlers: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run that is blocked. Rank 1 does not look: it is told of the commit, and then of the obstacle."""
+    task = Task(compose([*tiny, f"runs={tmp_path}/runs"]), tuple(tiny))
+    file = freeze(tmp_path, [task], {})
+    told = [None, attempt.Outcome("blocked", "its parent was cancelled")]
+    second = World(rank=1, size=2)
+    monkeypatch.setattr(second, "lead", lambda act: told.pop(0))
+    monkeypatch.setattr(attempt, "join", lambda: second)
+    assert attempt.main([str(file), "0"]) == 0
+    assert told == [] and not task.path.exists() and capsys.readouterr().out == ""
+
+    monkeypatch.setattr(attempt, "join", lambda: World(rank=0, size=2))
+    monkeypatch.setattr(attempt, "hindrance", lambda *given: attempt.Outcome("blocked", "its parent was cancelled"))
+    assert attempt.main([str(file), "0"]) == 1
+    assert summary(task)["status"] == "blocked"
+    assert f"{task.name}: {task.path} (2 ranks)\n" in capsys.readouterr().out
