@@ -26,8 +26,9 @@ from runner.identity import key, run_dir
 from runner.recorders import RECORDERS, MaskDynamics, Recorders
 from runner.records import RunDirectory, read_metrics
 from runner.trainer import Trainer
+from tests.killing import outcome, run_and_die
 from tests.test_contract import overrides as busy
-from tests.test_trainer import TINY, WALL, result, run, run_and_die
+from tests.test_trainer import TINY, run
 
 BOTH = "trainer.records=[mask_dynamics,layers]"
 
@@ -188,8 +189,8 @@ def test_a_recorded_run_is_the_same_run(tmp_path: Path, method: str) -> None:
         execute(config, overrides)
         paths.append(run_dir(config["runs"], config))
     plain, more = (lines(path) for path in paths)
-    assert [{name: line[name] for name in plain[0] if name not in WALL} for line in more] == [
-        {name: value for name, value in line.items() if name not in WALL} for line in plain
+    assert [{name: line[name] for name in plain[0] if not name.startswith("time/")} for line in more] == [
+        {name: value for name, value in line.items() if not name.startswith("time/")} for line in plain
     ]
     assert any(name.startswith("layers:") for name in more[0]) and not any("layers" in name for name in plain[0])
     states = [checkpoint.read(path / "checkpoints" / checkpoint.LAST) for path in paths]
@@ -202,7 +203,16 @@ def test_a_recorded_run_is_the_same_run(tmp_path: Path, method: str) -> None:
     assert ("mask/iou" in more[0]) == bool(summaries[1]["series"]) == (method != "dense")
 
 
-@pytest.mark.parametrize("where, at", [("step", 7), ("step", 13), ("metrics", 2), ("checkpoint", 6), ("mask", 4)])
+@pytest.mark.parametrize(
+    "where, at",
+    [
+        ("before a step", 7),
+        ("before a step", 13),
+        ("after a line of metrics", 2),
+        ("before the last one is in place", 6),
+        ("within a mask update", 4),
+    ],
+)
 def test_a_killed_run_records_what_an_uninterrupted_one_does(tmp_path: Path, where: str, at: int) -> None:
     given = [*TINY, "method=set", "method.count=40", "method.period=3", BOTH]
     execute(compose([*given, f"runs={tmp_path / 'whole'}"]), given)
@@ -212,7 +222,7 @@ def test_a_killed_run_records_what_an_uninterrupted_one_does(tmp_path: Path, whe
     assert run_and_die(config, where, at) == -signal.SIGKILL
     execute(config, killed)
     resumed = run_dir(tmp_path / "killed", config)
-    assert result(resumed) == result(whole)
+    assert outcome(resumed) == outcome(whole)
     series = [json.loads((path / "summary.json").read_text())["series"] for path in (resumed, whole)]
     assert series[0] == series[1] and len(series[0]["mask/still_changing"]) == 4
 
@@ -223,7 +233,7 @@ def test_a_run_goes_on_recording_what_it_began_with(
 ) -> None:
     given = [*TINY, "method=static", f"runs={tmp_path}", "trainer.checkpoint_seconds=0"]
     config = compose([*given, f"trainer.records={began}"])
-    assert run_and_die(config, "step", 7) == -signal.SIGKILL
+    assert run_and_die(config, "before a step", 7) == -signal.SIGKILL
     with caplog.at_level(logging.WARNING):
         summary = execute(compose([*given, f"trainer.records={resumed}"]), given)
     assert "goes on recording what it began with: " + ("layers" if began == "[layers]" else "nothing") in caplog.text
