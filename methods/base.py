@@ -82,8 +82,11 @@ class Method:
         """Name -> boolean mask: the enforced support. A weight that is not listed is dense."""
         return {}
 
-    def adopt(self, masks: Mapping[str, Tensor]) -> None:
-        """Start from the masks of a parent run (a stage that takes its parent's mask). Called before `begin`."""
+    def adopt(self, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        """Start from the masks of a parent run (a stage that takes its parent's mask). Called before `begin`.
+
+        `weights`: the parent's prunable weights at its end, which the model need not have.
+        """
         raise ValueError(f"{type(self).__name__} has no masks to take over from a parent run")
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,7 +139,7 @@ class Masked(Method):
     def masks(self) -> dict[str, Tensor]:
         return self.mask.as_dict()
 
-    def adopt(self, masks: Mapping[str, Tensor]) -> None:
+    def adopt(self, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         self.mask.load(masks)
         self.adopted = True
 

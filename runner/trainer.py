@@ -63,7 +63,8 @@ class Trainer:
         rng = torch.Generator().manual_seed(derive(e.seed, "method"))
         self.ctx = Context(self.optimizer, rng, total_steps=steps * e.schedule.epochs, steps_per_epoch=steps)
         self.recorders = Recorders(e.settings.records, e.method)
-        self.adopted: dict[str, Tensor] | None = None  # a parent's masks, for a stage that takes them
+        # A parent's masks and prunable weights, for a stage that takes the masks.
+        self.adopted: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self.history: list[dict[str, Any]] = []
         self.sums: Tensor | None = None
         self.batch = 0
@@ -75,7 +76,7 @@ class Trainer:
             torch.manual_seed(derive(self.e.seed, "train"))
             if self.adopted is not None:
                 try:
-                    self.e.method.adopt(self.adopted)
+                    self.e.method.adopt(*self.adopted)
                 except ValueError as error:
                     raise Misuse(f"start.take = mask: {error}.") from None
             self.e.method.begin(self.ctx)
