@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 
@@ -17,12 +16,11 @@ class Fixed(Masked):
 
     On a trained dense parent's weights this is one-shot magnitude pruning and fine-tuning (Han et al. 2015); with a
     parent's weights and mask, fine-tuning of what it found; with its mask alone, retraining from the initial weights.
-    `allocation` and `layer_floor` rule the mask where none is taken; so does `sparsity`, which of a taken mask is only
-    what its parent was told.
+    `allocation` ("global" ranks over all layers, "uniform" and "erk" within each) and `sparsity` rule the mask where
+    none is taken; a taken mask's sparsity is its parent's.
     """
 
     allocation: Ranking = "global"
-    layer_floor: Annotated[int, "0 <= x"] = 0
 
     def begin(self, ctx: Context) -> None:
         if not self.adopted:
@@ -34,6 +32,6 @@ class Fixed(Masked):
         """Keep the largest weights as they are before the first step."""
         weights = [w.detach() for w in self.mask.weights]
         shapes = [tuple(w.shape) for w in weights]
-        masks = ranked(torch._foreach_abs(weights), shapes, self.allocation, self.sparsity, self.layer_floor)
+        masks = ranked(torch._foreach_abs(weights), shapes, self.allocation, self.sparsity)
         for index, mask in enumerate(masks):
             self.mask.set(index, mask)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from methods.allocation import kept_of
-from methods.base import Masked
+from methods.base import Context, Masked
 from methods.ranking import top_over_all, top_per_layer
 
 
@@ -20,12 +20,17 @@ class Lottery(Masked):
 
     Frankle & Carbin 2019, iterative pruning with resetting: a chain of stages of which each trains to its end. The
     first one's parent is dense; every round keeps the share 1 - `rate` of what its parent kept, the last one as much
-    as `sparsity` leaves (`methods.schedules.lottery_parent`). Survivors are the largest |w| of the parent's kept weights at its
-    end. `allocation`: "global" ranks over all layers (their deep networks), "uniform" within each (their LeNet).
+    as `sparsity` leaves (`methods.schedules.lottery_parent`). Survivors are the largest |w| of the parent's kept
+    weights at its end. `allocation`: "global" ranks over all layers (their deep networks), "uniform" within each.
     """
 
     rate: Annotated[float, "0 < x < 1"] = 0.2
     allocation: Literal["global", "uniform"] = "global"
+
+    def begin(self, ctx: Context) -> None:
+        if not self.adopted:
+            raise ValueError("a lottery ticket needs a parent run's weights; leave start as the method has it")
+        super().begin(ctx)
 
     @torch.no_grad()
     def adopt(self, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
@@ -42,4 +47,4 @@ class Lottery(Masked):
             if bool((mask & ~before).any()):
                 raise ValueError(f"sparsity {self.sparsity:g} keeps more of {self.mask.names[index]} than the parent")
             self.mask.set(index, mask)
-
+        self.adopted = True

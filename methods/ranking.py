@@ -15,7 +15,7 @@ Ranking = Literal["global", "uniform", "erk"]
 
 
 def ranked(
-    scores: Sequence[Tensor], shapes: Sequence[Sequence[int]], ranking: Ranking, sparsity: float, layer_floor: int = 0
+    scores: Sequence[Tensor], shapes: Sequence[Sequence[int]], ranking: Ranking, sparsity: float
 ) -> list[Tensor]:
     """Flat boolean masks of the largest `scores`: exactly `kept_of(total, sparsity)` in all, ties to the lower index.
 
@@ -24,7 +24,7 @@ def ranked(
     """
     if ranking == "global":
         return top_over_all(scores, kept_of(sum(s.numel() for s in scores), sparsity))
-    return top_per_layer(scores, allocate(ranking, shapes, sparsity, layer_floor))
+    return top_per_layer(scores, allocate(ranking, shapes, sparsity))
 
 
 def top_over_all(scores: Sequence[Tensor], keep: int) -> list[Tensor]:

@@ -102,7 +102,8 @@ def lottery_parent(sparsity: float, rate: float) -> list[str]:
     Each round keeps the share 1 - `rate`, so that the rounds reach the sparsities 1 - (1 - rate)^n and last `sparsity`,
     which may lie between two of them. The first round's parent is dense.
     """
-    if not 0 < sparsity < 1 or not 0 < rate < 1:  # the method says so, with its name
+    numbers = all(isinstance(value, int | float) for value in (sparsity, rate))
+    if not numbers or not 0 < sparsity < 1 or not 0 < rate < 1:  # the method will say so, with its option's name
         return ["method=dense"]
     rounds = math.ceil(math.log(1 - sparsity) / math.log(1 - rate) - 1e-9)
     if rounds < 2:
