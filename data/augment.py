@@ -11,6 +11,11 @@ from torch import Tensor
 PadMode = Literal["reflect", "zero"]
 
 
+def augmentation(pad: int, mode: PadMode, flip: bool) -> Callable[[Tensor, torch.Generator], Tensor] | None:
+    """`crop_flip`, or None where that would change nothing."""
+    return crop_flip(pad, mode, flip) if pad or flip else None
+
+
 def crop_flip(pad: int, mode: PadMode = "reflect", flip: bool = True) -> Callable[[Tensor, torch.Generator], Tensor]:
     """Pad every side by `pad` pixels, crop at random to the old size, mirror every second image (at random).
 

@@ -34,8 +34,7 @@ class Images(Dataset):
         train_subset: int | None = None,
         digest: str | None = None,
     ) -> None:
-        found = content_digest(*train, *test)
-        if digest is not None and digest != found:
+        if digest is not None and digest != (found := content_digest(*train, *test)):
             raise ValueError(
                 f"the data's digest is {found}, not {digest}: these are not the data the numbers belong to"
             )

@@ -19,11 +19,15 @@ class File:
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset's files, the folder they belong in below the data root, and the mirrors that serve them."""
+    """A dataset's files, the folder they belong in below the data root, and the mirrors that serve them.
+
+    `alternatives`: other files with the same content, each of which serves in place of `files`; they are not fetched.
+    """
 
     folder: str
     mirrors: tuple[str, ...]
     files: tuple[File, ...]
+    alternatives: tuple[File, ...] = ()
 
     def urls(self, file: File) -> list[str]:
         """The file's address on every mirror, the preferred one first."""
@@ -45,10 +49,18 @@ SOURCES: dict[str, Source] = {
             File("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
         ),
     ),
-    # Krizhevsky 2009, the exact pixels; the digest is that in torchvision.datasets.CIFAR10.
+    # Krizhevsky 2009, the exact pixels; the digests are those of https://www.cs.toronto.edu/~kriz/cifar.html, for the
+    # Python versions also in torchvision.datasets.
     "cifar10": Source(
         folder="cifar10",
         mirrors=("https://www.cs.toronto.edu/~kriz/",),
         files=(File("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),),
+        alternatives=(File("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),),
+    ),
+    "cifar100": Source(
+        folder="cifar100",
+        mirrors=("https://www.cs.toronto.edu/~kriz/",),
+        files=(File("cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),),
+        alternatives=(File("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),),
     ),
 }

@@ -7,23 +7,11 @@ import os
 import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
+
+from data.cache import folder as folder
 
 _MAGIC = b"regrow cache 1 %08x %d\n"  # checksum and length of what follows, in bytes
 _HEAD = len(_MAGIC % (0, 0)) + 20
-
-
-def folder() -> Path | None:
-    """$REGROW_CACHE (empty: no cache), else $XDG_CACHE_HOME/regrow, else ~/.cache/regrow; None: nothing is cached."""
-    own = os.environ.get("REGROW_CACHE")
-    if own is not None:
-        return Path(own) if own else None
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base, "regrow")
-    try:
-        return Path.home() / ".cache" / "regrow"
-    except RuntimeError:  # no home
-        return None
 
 
 def digest(parts: Iterable[bytes]) -> str:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,56 @@ def test_resnet50_against_the_formula(stride_at: Any) -> None:
     assert len(result.layers) == 54
 
 
+def resnet_by_formula(depth: int, shortcut: str) -> tuple[int, int]:
+    """(parameters, MACs) of a CIFAR ResNet at 3x32x32 and 10 classes, from section 4.2 of He et al."""
+    blocks, parameters, macs = (depth - 2) // 6, 27 * 16 + 2 * 16, 27 * 16 * 32**2
+    for fan_in, width, side in ((16, 16, 32), (16, 32, 16), (32, 64, 8)):
+        weights = 9 * fan_in * width + (2 * blocks - 1) * 9 * width**2
+        norms = 2 * blocks
+        if fan_in != width and shortcut == "projection":
+            weights += fan_in * width
+            norms += 1
+        parameters += weights + norms * 2 * width
+        macs += weights * side**2
+    return parameters + 64 * 10 + 10, macs + 64 * 10
+
+
+@pytest.mark.parametrize("shortcut", ["projection", "identity"])
+@pytest.mark.parametrize("depth", [20, 32, 56])
+def test_cifar_resnet_against_the_formula(depth: int, shortcut: str) -> None:
+    result = on_meta(f"resnet{depth}", (3, 32, 32), 10, shortcut=shortcut)
+    assert (result.parameters, result.macs) == resnet_by_formula(depth, shortcut)
+    assert result.biases == 10
+
+
+def test_vgg16_against_the_formula() -> None:
+    widths = [3, *[64] * 2, *[128] * 2, *[256] * 3, *[512] * 6]
+    sides = [*[32] * 2, *[16] * 2, *[8] * 3, *[4] * 3, *[2] * 3]
+    weights = [9 * fan_in * fan_out for fan_in, fan_out in pairwise(widths)]
+    dense = 512 * 512 * 2 + 512 * 10
+    result = on_meta("vgg16_d", (3, 32, 32), 10)
+    assert result.macs == sum(n * side**2 for n, side in zip(weights, sides, strict=True)) + dense
+    assert (result.weights, result.biases) == (sum(weights) + dense, sum(widths[1:]) + 512 * 2 + 10)
+    assert result.parameters == result.weights + result.biases + 2 * sum(widths[1:]) == 15_253_578
+    eleven = on_meta("vgg16_d", (3, 32, 32), 10, depth=11, hidden=(), last_pool="avg")
+    assert eleven.weights == 9 * sum(a * b for a, b in pairwise((3, 64, 128, 256, 256, *[512] * 4))) + 512 * 10
+
+
+def test_densenet_40_12_against_the_formula() -> None:
+    parameters, macs, channels = 27 * 16, 27 * 16 * 32**2, 16
+    for side in (32, 16, 8):
+        for _ in range(12):
+            parameters += 2 * channels + 9 * channels * 12
+            macs += 9 * channels * 12 * side**2
+            channels += 12
+        if side > 8:
+            parameters += 2 * channels + channels**2
+            macs += channels**2 * side**2  # before the pooling
+    result = on_meta("densenet_40_12", (3, 32, 32), 10)
+    assert channels == 448
+    assert (result.parameters, result.macs) == (parameters + 2 * 448 + 448 * 10 + 10, macs + 448 * 10)
+
+
 def test_meta_and_real_tensors_agree() -> None:
     with torch.device("meta"):
         model = resnet50(num_classes=10, in_shape=(3, 64, 64))
@@ -288,6 +339,33 @@ def test_dpf_parameters_and_share_of_the_classifier() -> None:
     # Footnote 2: the classifier makes up 0.05 % of ResNet-50's MACs and 0.0006 % of WideResNet-28-2's.
     assert f"{100 * resnet.layers[-1].macs / resnet.macs:.2f}" == "0.05"
     assert f"{100 * wrn.layers[-1].macs / wrn.macs:.4f}" == "0.0006"
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "left", "reached"), [(0.8, "6.79", "73.42"), (0.9, "4.45", "82.60")], ids=["80 %", "90 %"]
+)
+def test_dpf_table_3_left_and_reached(sparsity: float, left: str, reached: str) -> None:
+    """All convolutions are pruned, everything else stays; 82.6 is as printed, 73.42 stands as 73.5 there."""
+    resnet = on_meta("resnet50", (3, 224, 224), 1000)
+    kept = resnet.kept({layer.name: 1 - sparsity for layer in resnet.layers if layer.kind == "conv"})
+    zeros = resnet.sparsity(kept, of="parameters")
+    assert f"{(1 - zeros) * resnet.parameters / 1e6:.2f}" == left
+    assert f"{100 * zeros:.2f}" == reached
+    assert resnet.sparsity(kept, of="pruned") == pytest.approx(sparsity)
+
+
+@pytest.mark.parametrize(("depth", "printed"), [(20, "0.27"), (32, "0.46"), (56, "0.85")])
+def test_he_table_6_counts_identity_shortcuts(depth: int, printed: str) -> None:
+    he = on_meta(f"resnet{depth}", (3, 32, 32), 10, shortcut="identity")
+    ours = on_meta(f"resnet{depth}", (3, 32, 32), 10)
+    assert f"{he.parameters / 1e6:.2f}" == printed
+    # Two projections (16 -> 32, 32 -> 64), each with a batch norm: what the default has on top.
+    assert ours.parameters - he.parameters == 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+
+
+def test_huang_table_2_counts_a_stem_of_16() -> None:
+    sizes = {stem: on_meta("densenet_40_12", (3, 32, 32), 10, stem=stem).parameters for stem in (16, 24)}
+    assert {stem: f"{count / 1e6:.1f}" for stem, count in sizes.items()} == {16: "1.0", 24: "1.1"}
 
 
 def test_published_sizes_of_the_large_networks() -> None:

@@ -139,11 +139,13 @@ def test_inputs_are_those_of_the_data(name: str) -> None:
 
 
 def test_inputs_of_cifar_are_those_that_its_reader_demands() -> None:
-    from data import cifar10
+    from data.cifar10 import CLASSES
+    from data.cifar100 import NUM_CLASSES
+    from data.cifar_archive import SHAPE, TRAIN_SIZE
 
-    for name in ("cifar10", "cifar10_jpeg"):
+    for name, classes in {"cifar10": len(CLASSES), "cifar10_jpeg": len(CLASSES), "cifar100": NUM_CLASSES}.items():
         section = compose([f"dataset={name}"])["dataset"]
-        assert inputs(section) == Inputs(cifar10.SHAPE, len(cifar10.CLASSES), cifar10.TRAIN_SIZE)
+        assert inputs(section) == Inputs(SHAPE, classes, TRAIN_SIZE)
 
 
 # What the tables ask for

@@ -26,9 +26,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-import data.cifar10 as cifar
-from data.augment import PadMode, crop_flip
+from data import cifar10 as cifar
+from data import cifar_archive
+from data.augment import PadMode, augmentation, crop_flip
 from data.base import Dataset
+from data.cifar100 import cifar100
+from data.cifar_archive import LAYOUTS, read_archive, read_official, read_pickle
 from data.digits import digits
 from data.image_files import ImageFiles
 from data.imagenet import central_part, imagenet, names_digest, random_box, random_part
@@ -126,7 +129,9 @@ def test_impossible_augmentation_is_refused_before_anything_starts(change: str, 
     [
         ("mnist", "python scripts/fetch_data.py mnist --root"),
         ("cifar10", "python scripts/fetch_data.py cifar10 --root"),
+        ("cifar100", "python scripts/fetch_data.py cifar100 --root"),
         ("cifar10_jpeg", "dataset=cifar10, and .*python scripts/fetch_data.py cifar10 --root"),
+        ("image_folder", "put the images there, as train/<class>/"),
         ("imagenet", "image-net.org"),
     ],
 )
@@ -304,7 +309,7 @@ def test_synthetic_is_a_function_of_its_seed() -> None:
     assert made[0].train[0].shape == (1024, 3, 32, 32)
 
 
-# CIFAR-10
+# CIFAR-10 and CIFAR-100
 
 
 def old_text(value: str | bytes) -> bytes:
@@ -324,11 +329,11 @@ def old_pickle(value: Any) -> bytes:
     return buffer.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
 
-def archive_of(files: dict[str, bytes]) -> bytes:
+def archive_of(files: dict[str, bytes], folder: str = "cifar-10-batches-py") -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, body in files.items():
-            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info = tarfile.TarInfo(f"{folder}/{name}")
             info.size = len(body)
             archive.addfile(info, io.BytesIO(body))
     return buffer.getvalue()
@@ -346,11 +351,40 @@ def batch_of(number: int, size: int = 4) -> dict[str, Any]:
 
 BATCHES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
 TINY = {name: old_pickle(batch_of(number)) for number, name in enumerate(BATCHES)}
+PYTHON = LAYOUTS["cifar-10-python.tar.gz"]
+
+
+def fine_batch(number: int) -> dict[str, Any]:
+    """A batch of CIFAR-100: fine labels and coarse ones."""
+    fine = [(37 * number + 11 * i + 90) % 100 for i in range(4)]
+    return {"fine_labels": fine, "coarse_labels": [label // 5 for label in fine], "data": batch_of(number)["data"]}
+
+
+def binary_of(batch: dict[str, Any]) -> bytes:
+    """A batch as the binary versions have it: rows of label bytes and pixels."""
+    labels = [batch[name] for name in ("coarse_labels", "fine_labels", "labels") if name in batch]
+    return b"".join(bytes([*each, *pixels]) for *each, pixels in zip(*labels, batch["data"].tolist(), strict=True))
+
+
+# Each official archive in small: 20 or 4 training images and 4 test images.
+SMALL = {
+    "cifar-10-python.tar.gz": archive_of(TINY),
+    "cifar-10-binary.tar.gz": archive_of(
+        {f"{name}.bin": binary_of(batch_of(number)) for number, name in enumerate(BATCHES)}, "cifar-10-batches-bin"
+    ),
+    "cifar-100-python.tar.gz": archive_of(
+        {name: old_pickle(fine_batch(number)) for number, name in enumerate(("train", "test"))}, "cifar-100-python"
+    ),
+    "cifar-100-binary.tar.gz": archive_of(
+        {f"{name}.bin": binary_of(fine_batch(number)) for number, name in enumerate(("train", "test"))},
+        "cifar-100-binary",
+    ),
+}
 
 
 def test_the_official_pickles_are_read() -> None:
     assert b"cnumpy.core.multiarray\n_reconstruct" in TINY["test_batch"]
-    (images, labels), (test_images, test_labels) = cifar.read_archive(archive_of(TINY))
+    (images, labels), (test_images, test_labels) = read_archive(SMALL["cifar-10-python.tar.gz"], PYTHON)
     assert images.shape == (20, 3, 32, 32) and images.dtype == torch.uint8 and labels.dtype == torch.int64
     expected = [batch_of(number) for number in range(6)]
     assert labels.tolist() == [label for batch in expected[:5] for label in batch["labels"]]
@@ -363,12 +397,75 @@ def test_the_official_pickles_are_read() -> None:
 @pytest.fixture
 def tiny_cifar(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """A data root with an archive of 20 training and 4 test images that counts as the official one."""
-    packed = archive_of(TINY)
-    file = File("cifar-10-python.tar.gz", hashlib.md5(packed, usedforsecurity=False).hexdigest())
-    monkeypatch.setitem(SOURCES, "cifar10", Source("cifar10", (), (file,)))
-    (tmp_path / "cifar10").mkdir()
-    (tmp_path / "cifar10" / file.name).write_bytes(packed)
+    put(monkeypatch, tmp_path, "cifar10", "cifar-10-python.tar.gz")
     return str(tmp_path)
+
+
+def put(monkeypatch: pytest.MonkeyPatch, root: Path, name: str, file: str) -> None:
+    """The small archives of a dataset count as the official ones; only `file` is below the root."""
+    files = [
+        File(other.name, hashlib.md5(SMALL[other.name], usedforsecurity=False).hexdigest())
+        for other in (*SOURCES[name].files, *SOURCES[name].alternatives)
+    ]
+    monkeypatch.setitem(SOURCES, name, Source(name, (), (files[0],), tuple(files[1:])))
+    (root / name).mkdir()
+    (root / name / file).write_bytes(SMALL[file])
+
+
+@pytest.mark.parametrize("version", ["python", "binary"])
+def test_cifar100_has_the_fine_labels(version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put(monkeypatch, tmp_path, "cifar100", f"cifar-100-{version}.tar.gz")
+    dataset = cifar100(root=str(tmp_path), **options("cifar100"))
+    assert dataset.train[1].tolist() == fine_batch(0)["fine_labels"] == [90, 1, 12, 23]
+    assert dataset.test[1].tolist() == fine_batch(1)["fine_labels"]
+    assert (dataset.num_classes, dataset.in_shape) == (100, (3, 32, 32))
+    assert dataset.train[0].view(4, -1).numpy().tolist() == fine_batch(0)["data"].tolist()
+    assert dataset.test[0].view(4, -1).numpy().tolist() == fine_batch(1)["data"].tolist()
+
+
+def test_cifar100_is_cropped_from_a_black_border(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put(monkeypatch, tmp_path, "cifar100", "cifar-100-python.tar.gz")
+    dataset = cifar100(root=str(tmp_path), **options("cifar100"))
+    cropped = crop_flip(4, "zero")(dataset.train[0], torch.Generator().manual_seed(3)).double() / 255
+    mean, std = torch.tensor([0.5071, 0.4867, 0.4408]), torch.tensor([0.2675, 0.2565, 0.2761])
+    expected = (cropped - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    assert torch.allclose(dataset.batch(torch.arange(4), 3)[0].double(), expected, atol=1e-5)
+    assert augmentation(0, "zero", False) is None
+
+
+def test_both_versions_of_an_archive_hold_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("cifar-10", "cifar-100"):
+        versions = [f"{name}-{version}.tar.gz" for version in ("python", "binary")]
+        first, second = (read_archive(SMALL[file], LAYOUTS[file]) for file in versions)
+        assert content_digest(*first[0], *first[1]) == content_digest(*second[0], *second[1])
+    put(monkeypatch, tmp_path, "cifar10", "cifar-10-binary.tar.gz")
+    dataset = cifar.cifar10(root=str(tmp_path), **options("cifar10"))
+    assert dataset.train_size == 20 and dataset.train[1][:4].tolist() == batch_of(0)["labels"]
+
+
+def test_an_archive_is_unpacked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put(monkeypatch, tmp_path, "cifar10", "cifar-10-python.tar.gz")
+    monkeypatch.setenv("REGROW_CACHE", str(tmp_path / "cache"))
+    first = read_official("cifar10", str(tmp_path))
+    monkeypatch.setattr(cifar_archive, "read_archive", None)
+    again = read_official("cifar10", str(tmp_path))
+    assert content_digest(*first[0], *first[1]) == content_digest(*again[0], *again[1])
+
+
+def test_layouts_are_those_of_the_official_archives() -> None:
+    known = [
+        file.name for name in ("cifar10", "cifar100") for file in (*SOURCES[name].files, *SOURCES[name].alternatives)
+    ]
+    assert sorted(known) == sorted(LAYOUTS) == sorted(SMALL)
+    # torchvision's lists of members are the official ones.
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    for file, theirs in (("cifar-10-python.tar.gz", CIFAR10), ("cifar-100-python.tar.gz", CIFAR100)):
+        layout = LAYOUTS[file]
+        assert layout.folder == theirs.base_folder and theirs.filename == file
+        assert (*layout.train, layout.test) == tuple(name for name, _ in theirs.train_list + theirs.test_list)
+        (official,) = SOURCES[theirs.__name__.lower()].files
+        assert official.md5 == theirs.tgz_md5
 
 
 def test_cifar10_augments_training_images_only(tiny_cifar: str) -> None:
@@ -399,10 +496,10 @@ def test_a_pickle_can_call_nothing(tmp_path: Path) -> None:
 
     for protocol in range(6):
         with pytest.raises(ValueError, match="mkdir, which is no array"):
-            cifar.read_pickle(pickle.dumps([Attack()], protocol))
+            read_pickle(pickle.dumps([Attack()], protocol), "CIFAR-10")
     for evil in (b"cbuiltins\neval\n(S'1'\ntR.", b"cnumpy\nload\n(S'x'\ntR."):
         with pytest.raises(ValueError, match=r"eval|numpy\.load"):
-            cifar.read_pickle(evil)
+            read_pickle(evil, "CIFAR-10")
     assert not (tmp_path / "broken_in").exists()
 
 
@@ -415,11 +512,28 @@ def test_a_pickle_can_call_nothing(tmp_path: Path) -> None:
         (archive_of({**TINY, "data_batch_2": old_pickle([1, 2])}), "data_batch_2 .* holds no images and labels"),
         (archive_of({**TINY, "data_batch_2": TINY["data_batch_2"][:-50]}), "pickle of CIFAR-10 is not readable"),
         (archive_of({**TINY, "data_batch_3": old_pickle({"labels": [1], "data": np.zeros(3072)})}), "data_batch_3"),
+        (
+            archive_of({**TINY, "data_batch_3": old_pickle({**batch_of(3), "labels": [1, 2, 3]})}),
+            "data_batch_3 .* holds 12288 bytes of pixels for 3 labels",
+        ),
     ],
 )
 def test_a_damaged_archive_gets_one_sentence(packed: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        cifar.read_archive(packed)
+        read_archive(packed, PYTHON)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"train.bin": b"", "test.bin": b"\0" * 3074}, r"train\.bin .* of CIFAR-100 holds 0 bytes, no whole number"),
+        ({"train.bin": b"\0" * 3074, "test.bin": b"\0" * 3073}, r"test\.bin .* holds 3073 bytes"),
+        ({"train.bin": b"\0" * 3074}, "archive of CIFAR-100 is not readable.*test.bin"),
+    ],
+)
+def test_a_damaged_binary_archive_gets_one_sentence(files: dict[str, bytes], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_archive(archive_of(files, "cifar-100-binary"), LAYOUTS["cifar-100-binary.tar.gz"])
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
@@ -456,18 +570,13 @@ def test_broken_jpeg_copies_get_one_sentence(tiny_jpegs: str, monkeypatch: pytes
     path = Path(tiny_jpegs, "cifar10-jpeg.zip")
     whole = path.read_bytes()
     monkeypatch.setattr(cifar, "TEST_SIZE", 20)
-    with pytest.raises(ValueError, match=r"not a whole zip.*test/airplane/0001\.jpg"):
+    with pytest.raises(ValueError, match=r"jpeg\.zip holds 10 images in test/, not 20"):
         cifar.cifar10_jpeg(root=tiny_jpegs, **options("cifar10_jpeg", digest=None))
     path.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match="not a whole zip"):
         cifar.cifar10_jpeg(root=tiny_jpegs, **options("cifar10_jpeg", digest=None))
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("train/airplane/0000.jpg", b"no picture")
-    with pytest.raises(ValueError, match="not a whole zip"):
-        cifar.cifar10_jpeg(root=tiny_jpegs, **options("cifar10_jpeg", digest=None))
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("train/airplane/0000.jpg", jpeg(np.zeros((8, 8, 3), np.uint8)))
-    with pytest.raises(ValueError, match=r"0000\.jpg has shape \(3, 8, 8\)"):
+    path.write_bytes(whole.replace(b"automobile", b"autonomous"))
+    with pytest.raises(ValueError, match=r"differs from airplane, automobile, .* in its classes, such as 'automobile'"):
         cifar.cifar10_jpeg(root=tiny_jpegs, **options("cifar10_jpeg", digest=None))
 
 

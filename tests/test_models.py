@@ -18,12 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.catalog import timm_model, torchvision_model
+from models.densenet import densenet
 from models.lenet import lenet_300_100
 from models.report import CONF, build, section
 from models.resnet import resnet50
+from models.resnet_cifar import resnet_cifar
+from models.vgg import vgg
 from models.wide_resnet import wide_resnet
 
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+SIDES = {"vgg16_d": 32}  # pixels of the smallest image a model takes, where 8 are too few
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -34,6 +38,7 @@ def builder(config: dict[str, Any]) -> Any:
 
 def test_the_expected_options_exist() -> None:
     assert {"lenet_300_100", "wrn_28_2", "wrn_28_10", "resnet50", "timm", "torchvision"} <= set(NAMES)
+    assert {"resnet20", "resnet32", "resnet56", "vgg16_d", "densenet_40_12"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -55,7 +60,7 @@ def test_option_names_every_keyword_of_its_builder(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_option_computes_and_every_parameter_gets_a_gradient(name: str) -> None:
-    in_shape = (3, 8, 8)
+    in_shape = (3, SIDES.get(name, 8), SIDES.get(name, 8))
     model = build(section(name), in_shape, num_classes=5)
     assert model.training
     logits = model(torch.randn(4, *in_shape))
@@ -68,7 +73,7 @@ def test_option_computes_and_every_parameter_gets_a_gradient(name: str) -> None:
 def test_option_depends_on_the_seed_alone(name: str) -> None:
     def first_weights(seed: int) -> list[nn.Parameter]:
         torch.manual_seed(seed)
-        model = build(section(name), (3, 8, 8), num_classes=3)
+        model = build(section(name), (3, SIDES.get(name, 8), SIDES.get(name, 8)), num_classes=3)
         return [parameter for parameter in model.parameters() if parameter.ndim > 1][:3]
 
     once, again, other = first_weights(0), first_weights(0), first_weights(1)
@@ -132,23 +137,44 @@ def test_lenet_rejects_what_makes_no_sense() -> None:
 # Wide residual networks
 
 
+def shaken(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode with batch norms that do something."""
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.normal_(module.get_buffer("running_mean"))
+            nn.init.uniform_(module.get_buffer("running_var"), 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.bias)
+    return model.eval()
+
+
+def scaled(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
+    """Batch norm in evaluation mode."""
+    mean, var = w[f"{name}.running_mean"], w[f"{name}.running_var"]
+    return F.batch_norm(x, mean, var, w[f"{name}.weight"], w[f"{name}.bias"])
+
+
 def normed(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
     """Batch norm in evaluation mode, then ReLU."""
-    mean, var = w[f"{name}.running_mean"], w[f"{name}.running_var"]
-    return F.batch_norm(x, mean, var, w[f"{name}.weight"], w[f"{name}.bias"]).clamp(min=0)
+    return scaled(x, w, name).clamp(min=0)
+
+
+def layers_of(model: nn.Module) -> list[str]:
+    """The names of convolutions and linear layers, as predicates see them."""
+    return [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+
+
+def assert_he_normal_with_fan_out(model: nn.Module) -> None:
+    for conv in (module for module in model.modules() if isinstance(module, nn.Conv2d)):
+        fan_out = conv.out_channels * conv.kernel_size[0] * conv.kernel_size[1]
+        tolerance = 5 / math.sqrt(2 * conv.weight.numel())  # five standard errors of a normal's standard deviation
+        assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=tolerance)
 
 
 @pytest.mark.parametrize("stride_at", ["first", "second"])
 def test_wrn_is_the_pre_activation_network_of_the_paper(stride_at: Any) -> None:
     torch.manual_seed(0)
-    model = wide_resnet(num_classes=7, in_shape=(3, 16, 16), depth=16, width=2, stride_at=stride_at)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.get_buffer("running_mean"))
-            nn.init.uniform_(module.get_buffer("running_var"), 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 2)
-            nn.init.normal_(module.bias)
-    model.eval()
+    model = shaken(wide_resnet(num_classes=7, in_shape=(3, 16, 16), depth=16, width=2, stride_at=stride_at))
     x = torch.randn(2, 3, 16, 16)
     w = model.state_dict()
     h = F.conv2d(x, w["stem.weight"], padding=1)
@@ -169,7 +195,7 @@ def test_wrn_is_the_pre_activation_network_of_the_paper(stride_at: Any) -> None:
 
 def test_wrn_layer_names_serve_predicates() -> None:
     model = wide_resnet(num_classes=10, in_shape=(3, 32, 32), depth=28, width=2)
-    layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    layers = layers_of(model)
     dense = [name for name in layers if name in ("stem", "fc") or name.endswith(".shortcut")]
     assert dense == ["stem", "group1.0.shortcut", "group2.0.shortcut", "group3.0.shortcut", "fc"]
     assert len(layers) - len(dense) == 24  # the 3x3 convolutions of 12 blocks
@@ -179,11 +205,8 @@ def test_wrn_starts_he_normal_with_fan_out() -> None:
     model = wide_resnet(num_classes=10, in_shape=(3, 32, 32), depth=10, width=4)
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     assert len(convolutions) == 10
-    for conv in convolutions:
-        fan_out = conv.out_channels * conv.kernel_size[0] * conv.kernel_size[1]
-        tolerance = 5 / math.sqrt(2 * conv.weight.numel())  # five standard errors of a normal's standard deviation
-        assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=tolerance)
-        assert conv.bias is None
+    assert_he_normal_with_fan_out(model)
+    assert all(conv.bias is None for conv in convolutions)
     assert isinstance(model.fc, nn.Linear)
     assert not model.fc.bias.any() and model.fc.weight.any()
 
@@ -227,6 +250,228 @@ def test_wrn_dropout_acts_between_the_convolutions_in_training_only() -> None:
 def test_wrn_rejects_what_makes_no_sense(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         wide_resnet(num_classes=10, in_shape=(3, 32, 32), **{"depth": 28, "width": 2, **wrong})
+
+
+# Residual networks for CIFAR
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+@pytest.mark.parametrize("shortcut", ["projection", "identity"])
+def test_cifar_resnet_is_the_network_of_the_paper(shortcut: Any, block: Any) -> None:
+    torch.manual_seed(0)
+    model = shaken(resnet_cifar(num_classes=7, in_shape=(3, 16, 16), depth=14, shortcut=shortcut, block=block))
+    x = torch.randn(2, 3, 16, 16)
+    w = model.state_dict()
+    h = normed(F.conv2d(x, w["stem.weight"], padding=1), w, "norm")
+    for group, width in ((1, 16), (2, 32), (3, 64)):
+        for number in (0, 1):
+            at = f"group{group}.{number}"
+            stride = 2 if group > 1 and number == 0 else 1
+            if block == "basic":
+                inner = normed(F.conv2d(h, w[f"{at}.conv1.weight"], stride=stride, padding=1), w, f"{at}.norm1")
+                inner = scaled(F.conv2d(inner, w[f"{at}.conv2.weight"], padding=1), w, f"{at}.norm2")
+            else:
+                inner = normed(F.conv2d(h, w[f"{at}.conv1.weight"]), w, f"{at}.norm1")
+                inner = normed(F.conv2d(inner, w[f"{at}.conv2.weight"], stride=stride, padding=1), w, f"{at}.norm2")
+                inner = scaled(F.conv2d(inner, w[f"{at}.conv3.weight"]), w, f"{at}.norm3")
+                assert w[f"{at}.conv2.weight"].shape == (width, width, 3, 3)
+            beside = h
+            if inner.shape != h.shape and shortcut == "projection":
+                beside = scaled(F.conv2d(h, w[f"{at}.shortcut.weight"], stride=stride), w, f"{at}.shortcut_norm")
+            elif inner.shape != h.shape:
+                beside = torch.zeros_like(inner)
+                beside[:, : h.shape[1]] = h[:, :, ::stride, ::stride]
+            h = (inner + beside).clamp(min=0)
+    logits = h.mean((2, 3)) @ w["fc.weight"].T + w["fc.bias"]
+    assert torch.allclose(model(x), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_cifar_resnet_has_as_many_layers_as_its_name_says() -> None:
+    for depth in (20, 32, 56):
+        model = build(section(f"resnet{depth}"), (3, 32, 32), num_classes=10)
+        layers = layers_of(model)
+        assert [name for name in layers if name in ("stem", "fc") or name.endswith("shortcut")] == [
+            "stem",
+            "group2.0.shortcut",
+            "group3.0.shortcut",
+            "fc",
+        ]
+        assert len(layers) - 2 == depth  # shortcuts do not count
+    plain = layers_of(resnet_cifar(num_classes=10, in_shape=(3, 32, 32), depth=20, shortcut="identity"))
+    assert len(plain) == 20
+    # What is called ResNet-56 there has 83 layers: 9 blocks of 3 convolutions in each of 3 groups.
+    deep = layers_of(resnet_cifar(num_classes=10, in_shape=(3, 32, 32), depth=56, block="bottleneck"))
+    assert len([name for name in deep if not name.endswith("shortcut")]) == 83
+
+
+def test_cifar_resnet_starts_he_normal_with_fan_out() -> None:
+    model = resnet_cifar(num_classes=10, in_shape=(3, 32, 32), depth=20)
+    assert_he_normal_with_fan_out(model)
+    bound = 1 / math.sqrt(64)
+    fc: Any = model.fc
+    assert 0.9 * bound < fc.weight.abs().max() <= bound and fc.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"depth": 18}, "6n"),
+        ({"depth": 2}, "6n"),
+        ({"shortcut": "padded"}, "shortcut is"),
+        ({"block": "wide"}, "block is"),
+    ],
+)
+def test_cifar_resnet_rejects_what_makes_no_sense(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resnet_cifar(num_classes=10, in_shape=(3, 32, 32), **{"depth": 20, **wrong})
+
+
+# VGG
+
+
+CONFIGURATIONS = {
+    11: "64 M 128 M 256 256 M 512 512 M 512 512 M",
+    13: "64 64 M 128 128 M 256 256 M 512 512 M 512 512 M",
+    16: "64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512 M",
+    19: "64 64 M 128 128 M 256 256 256 256 M 512 512 512 512 M 512 512 512 512 M",
+}
+
+
+@pytest.mark.parametrize("depth", CONFIGURATIONS)
+def test_vgg_has_the_layers_of_its_configuration(depth: Any) -> None:
+    with torch.device("meta"):
+        model: Any = vgg(num_classes=10, in_shape=(3, 32, 32), depth=depth)
+    found = []
+    for name, module in model.features.named_children():
+        if name.startswith("conv"):
+            found.append(str(module.out_channels))
+            assert (module.kernel_size, module.padding, module.stride) == ((3, 3), (1, 1), (1, 1))
+        elif name.startswith("pool"):
+            found.append("M")
+    assert " ".join(found) == CONFIGURATIONS[depth]
+    # Without a classifier of its own, the name counts the convolutions and three fully connected layers.
+    assert len(layers_of(model)) == depth
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"dropout": 0.0, "hidden_norm": True},
+        {"batch_norm": False, "hidden": (5,)},
+        {"hidden": (), "last_pool": "avg"},
+    ],
+)
+def test_vgg_computes_what_it_should(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = shaken(vgg(num_classes=7, in_shape=(3, 64, 32), depth=11, **options))
+    h = x = torch.randn(2, 3, 64, 32)
+    w = model.state_dict()
+    number = 0
+    for entry in CONFIGURATIONS[11].split():
+        if entry == "M":
+            last = number == 8
+            h = F.avg_pool2d(h, 2) if last and options.get("last_pool") == "avg" else F.max_pool2d(h, 2)
+        else:
+            number += 1
+            h = F.conv2d(h, w[f"features.conv{number}.weight"], w[f"features.conv{number}.bias"], padding=1)
+            h = normed(h, w, f"features.norm{number}") if options.get("batch_norm", True) else h.clamp(min=0)
+    h = h.flatten(1)
+    assert h.shape == (2, 512 * 2)  # two by one pixels are left
+    for i in range(1, len(options.get("hidden", (512, 512))) + 1):
+        h = (h @ w[f"hidden.fc{i}.weight"].T + w[f"hidden.fc{i}.bias"]).clamp(min=0)
+        if options.get("hidden_norm"):
+            h = scaled(h, w, f"hidden.norm{i}")
+    assert torch.allclose(model(x), h @ w["fc.weight"].T + w["fc.bias"], rtol=1e-3, atol=1e-3)
+
+
+def test_vgg_drops_before_each_hidden_layer_in_training_only() -> None:
+    model: Any = vgg(num_classes=7, in_shape=(3, 32, 32), depth=11, dropout=0.25)
+    assert names(model.hidden) == ["dropout1", "fc1", "relu1", "dropout2", "fc2", "relu2"]
+    assert model.hidden.dropout1.p == model.hidden.dropout2.p == 0.25
+    x = torch.randn(4, 3, 32, 32)
+    assert not torch.equal(model(x), model(x))
+    assert torch.equal(model.eval()(x), model(x))
+    assert names(vgg(num_classes=7, in_shape=(3, 32, 32), depth=11, dropout=0.0).hidden) == [  # type: ignore[arg-type]
+        "fc1",
+        "relu1",
+        "fc2",
+        "relu2",
+    ]
+
+
+def test_vgg_starts_he_normal_with_fan_out() -> None:
+    assert_he_normal_with_fan_out(vgg(num_classes=10, in_shape=(3, 32, 32), depth=11, hidden=()))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"depth": 12}, "11, 13, 16, 19 layers, not 12"),
+        ({"in_shape": (3, 32, 28)}, "takes 32x32 or more, not 32x28"),
+        ({"hidden": (512, 0)}, "at least one unit"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"last_pool": "mean"}, "last_pool"),
+    ],
+)
+def test_vgg_rejects_what_makes_no_sense(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        vgg(num_classes=10, **{"in_shape": (3, 32, 32), "depth": 16, **wrong})
+
+
+# DenseNet
+
+
+def test_densenet_is_the_network_of_the_paper() -> None:
+    torch.manual_seed(0)
+    model = shaken(densenet(num_classes=7, in_shape=(3, 16, 16), depth=10, growth=5, stem=6, dropout=0.5))
+    x = torch.randn(2, 3, 16, 16)
+    w = model.state_dict()
+    h = F.conv2d(x, w["stem.weight"], padding=1)
+    for block in (1, 2, 3):
+        outputs = [h]
+        for layer in (0, 1):
+            at = f"block{block}.{layer}"
+            outputs.append(F.conv2d(normed(torch.cat(outputs, 1), w, f"{at}.norm"), w[f"{at}.conv.weight"], padding=1))
+        h = torch.cat(outputs, 1)
+        if block < 3:
+            at = f"transition{block}"
+            h = F.avg_pool2d(F.conv2d(normed(h, w, f"{at}.norm"), w[f"{at}.conv.weight"]), 2)
+    assert h.shape == (2, 6 + 3 * 2 * 5, 4, 4)
+    logits = normed(h, w, "norm").mean((2, 3)) @ w["fc.weight"].T + w["fc.bias"]
+    assert torch.allclose(model(x), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_densenet_40_12_has_40_layers_and_drops_after_all_but_the_first() -> None:
+    model: Any = densenet(num_classes=10, in_shape=(3, 32, 32), depth=40, growth=12, dropout=0.2)
+    layers = layers_of(model)
+    assert len(layers) == 40
+    assert [name for name in layers if not name.startswith("block")] == [
+        "stem",
+        "transition1.conv",
+        "transition2.conv",
+        "fc",
+    ]
+    assert sum(isinstance(module, nn.Dropout) for module in model.modules()) == 38
+    assert_he_normal_with_fan_out(model)
+    assert not model.fc.bias.any()
+    x = torch.randn(2, 3, 32, 32)
+    assert not torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"depth": 41}, "3n"),
+        ({"depth": 4}, "3n"),
+        ({"growth": 0}, "grows"),
+        ({"stem": 0}, "stem"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
+)
+def test_densenet_rejects_what_makes_no_sense(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        densenet(num_classes=10, in_shape=(3, 32, 32), **{"depth": 40, "growth": 12, **wrong})
 
 
 # ResNet-50
