@@ -100,6 +100,10 @@ class Method:
         """Name -> the weights the network computes with, of every prunable weight."""
         return {name: weight.detach() for name, weight in self.weights.items()}
 
+    def distance(self) -> float | None:
+        """||w - C(w)||^2 / ||w||^2 where weights w are trained and C(w) computes; None where they are the same."""
+        return None
+
     def finalize(self, model: nn.Module) -> nn.Module:
         """The model with plain (sparse) weights and the same outputs."""
         return model

@@ -55,6 +55,13 @@ class Feedback(Method):
         self.refresh(ctx, ctx.step + 1)
         self.compress()
 
+    @torch.no_grad()
+    def distance(self) -> float:
+        apart = torch._foreach_norm(torch._foreach_sub(self.dense, self.computed))
+        whole = torch._foreach_norm(self.dense)
+        squares = [torch.stack(norms).double().square().sum() for norms in (apart, whole)]
+        return float(squares[0] / squares[1])
+
     def state_dict(self) -> dict[str, Any]:
         return {"dense": dict(zip(self.weights, self.dense, strict=True))}
 

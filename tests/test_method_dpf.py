@@ -122,6 +122,11 @@ def test_the_target_is_reached_even_if_no_refresh_falls_after_the_ramp(
     assert counts == [84] * 9 + [42]
 
 
+def test_the_distance_by_hand(bench: Any) -> None:
+    b = bench(DPF(sparsity=0.5, end_epoch=0), [torch.tensor([[3.0, 1.0]]), torch.tensor([[-4.0, 2.0]])])
+    assert b.method.distance() == pytest.approx((1 + 4) / (9 + 1 + 16 + 4))
+
+
 def test_layer_wise_ranking_keeps_each_layers_share(bench: Any, gaussian: Callable[..., Any]) -> None:
     weights = [w * scale for w, scale in zip(gaussian(SHAPES, 0), (1.0, 10.0, 100.0), strict=True)]
     assert bench(DPF(sparsity=0.5, end_epoch=0, allocation="uniform"), weights).counts() == [12, 24, 6]
