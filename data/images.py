@@ -81,5 +81,5 @@ def content_digest(*tensors: Tensor) -> str:
     h = hashlib.sha256()
     for tensor in tensors:
         h.update(str((tuple(tensor.shape), tensor.dtype)).encode())
-        h.update(tensor.contiguous().numpy().tobytes())
+        h.update(tensor.contiguous().view(-1).numpy())
     return h.hexdigest()[:16]

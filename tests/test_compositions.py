@@ -47,7 +47,7 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def checkout(tmp_path: Path) -> Path:
     """A copy of what composes, to be changed."""
     path = tmp_path / "checkout"
-    for name in ("conf", "runner", "methods"):
+    for name in ("conf", "runner", "methods", "data"):  # data: the cache folder
         shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__"))
     return path
 

@@ -349,7 +349,7 @@ def test_sources_are_complete() -> None:
     for name, source in sources.SOURCES.items():
         assert source.files and source.mirrors, name
         assert all(mirror.startswith("https://") and mirror.endswith("/") for mirror in source.mirrors), name
-        for file in source.files:
+        for file in (*source.files, *source.alternatives):
             assert is_digest(file.md5), file
             assert is_digest(file.content_md5) == file.name.endswith("ubyte.gz"), file
 
