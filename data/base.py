@@ -36,8 +36,11 @@ class Dataset(ABC):
         """
 
     @abstractmethod
-    def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test set in order and in batches of `size`, every sample once."""
+    def test_batches(self, size: int, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test set in order and in batches of `size`, every sample once.
+
+        Of several ranks each gets every `ranks`-th batch, the first ones from batch `rank`, and loads no other.
+        """
 
     def expect(self, indices: Tensor, seed: int) -> None:  # noqa: B027  (resident data have nothing to prepare)
         """A hint that `batch(indices, seed)` comes soon: a streaming dataset begins to read. Changes no batch."""

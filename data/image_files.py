@@ -81,10 +81,10 @@ class ImageFiles(Dataset):
             reading, self.expected = self.expected[2], None
         return self._finish(reading or self._read_training(wanted, seed))
 
-    def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def test_batches(self, size: int, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """The test set in order, every sample once; the next batch is read while one is used."""
         reading = None
-        for start in range(0, len(self.test), size):
+        for start in range(rank * size, len(self.test), ranks * size):
             samples = self.test[start : start + size]
             after = self._read(samples, [self.test_transform] * len(samples))
             if reading is not None:

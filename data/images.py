@@ -66,10 +66,10 @@ class Images(Dataset):
             images = self.augment(images, torch.Generator(images.device).manual_seed(seed))
         return self._normalise(images), self.train[1][indices]
 
-    def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test set in order, every sample once."""
+    def test_batches(self, size: int, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test set in order, every sample once; of several ranks each gets every `ranks`-th batch."""
         images, labels = self.test
-        for start in range(0, len(labels), size):
+        for start in range(rank * size, len(labels), ranks * size):
             yield self._normalise(images[start : start + size]), labels[start : start + size]
 
     def _normalise(self, images: Tensor) -> Tensor:
@@ -81,5 +81,5 @@ def content_digest(*tensors: Tensor) -> str:
     h = hashlib.sha256()
     for tensor in tensors:
         h.update(str((tuple(tensor.shape), tensor.dtype)).encode())
-        h.update(tensor.contiguous().view(-1).numpy())
+        h.update(tensor.contiguous().view(-1).numpy().data)
     return h.hexdigest()[:16]

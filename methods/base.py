@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -16,12 +16,18 @@ from methods.masks import Masks
 Sparsity = Annotated[float, "0 <= x < 1"]
 
 
+def _no_data(batches: int) -> dict[str, Tensor]:
+    raise ValueError("gradients over training batches are asked for, but there are none here")
+
+
 @dataclass
 class Context:
     """Where the run stands, handed to every hook.
 
     `step` counts finished optimizer steps when a step begins (0 at the first) and keeps that value until it has ended;
-    `epoch` is the current epoch, from 1. `rng` is a CPU generator that is identical on every rank.
+    `epoch` is the current epoch, from 1. `rng` is a CPU generator that is identical on every rank. `mean_grads(n)` is
+    the mean gradient of the loss over n training batches at the weights as they are, by parameter name, the same on
+    every rank; it leaves no trace in the run.
     """
 
     optimizer: torch.optim.Optimizer
@@ -31,6 +37,7 @@ class Context:
     step: int = 0
     epoch: int = 1
     lr: float = 0.0
+    mean_grads: Callable[[int], dict[str, Tensor]] = _no_data
 
 
 @dataclass(kw_only=True)
@@ -81,6 +88,17 @@ class Method:
     def masks(self) -> dict[str, Tensor]:
         """Name -> boolean mask: the enforced support. A weight that is not listed is dense."""
         return {}
+
+    def mask_changes(self) -> int:
+        """A number that is another one after every change of a mask; asked after each step, so it must be cheap."""
+        return 0
+
+    def replicated(self) -> dict[str, Any]:
+        """What must be the same on every rank, compared after a change of the masks: masks, thresholds, scores.
+
+        Tensors and numbers, however nested. Here: the masks and the state.
+        """
+        return {"masks": self.masks(), **self.state_dict()}
 
     def adopt(self, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """Start from the masks of a parent run (a stage that takes its parent's mask). Called before `begin`.
@@ -142,6 +160,9 @@ class Masked(Method):
 
     def masks(self) -> dict[str, Tensor]:
         return self.mask.as_dict()
+
+    def mask_changes(self) -> int:
+        return self.mask.changes()
 
     def adopt(self, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         self.mask.load(masks)

@@ -79,6 +79,9 @@ class DPF(Feedback):
     def masks(self) -> dict[str, Tensor]:
         return self.mask.as_dict()
 
+    def mask_changes(self) -> int:
+        return self.mask.changes()
+
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "masks": self.mask.as_dict()}
 

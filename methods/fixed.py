@@ -24,11 +24,11 @@ class Fixed(Masked):
 
     def begin(self, ctx: Context) -> None:
         if not self.adopted:
-            self.choose()
+            self.choose(ctx)
         super().begin(ctx)
 
     @torch.no_grad()
-    def choose(self) -> None:
+    def choose(self, ctx: Context) -> None:
         """Keep the largest weights as they are before the first step."""
         weights = [w.detach() for w in self.mask.weights]
         shapes = [tuple(w.shape) for w in weights]

@@ -37,6 +37,10 @@ class Masks:
         """Kept weights per layer."""
         return [int(t.count_nonzero()) for t in self.tensors]
 
+    def changes(self) -> int:
+        """How often masks have been written to, whoever did it: torch counts the writes to a tensor."""
+        return sum(t._version for t in self.tensors)
+
     @torch.no_grad()
     def project(self) -> None:
         """Set every dropped weight to zero."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 USAGE = """\
@@ -50,8 +52,16 @@ def main(arguments: list[str]) -> int:
 
         return launch(jobs, hydras)
     except Misuse as misuse:
-        print(f"regrow: {misuse}", file=sys.stderr)
+        if _speaks():
+            print(f"regrow: {misuse}", file=sys.stderr)
         return 2
+
+
+def _speaks() -> bool:
+    """Whether this process reports: rank 0 of those that torchrun or srun started, or the only one."""
+    from runner.world import ALONE, recognised
+
+    return (recognised(os.environ) or ALONE).first
 
 
 def _help() -> int:
@@ -128,6 +138,7 @@ def _run(jobs: list[list[str]]) -> int:
     from runner.compose import compose
 
     configs = [compose(job) for job in jobs]  # all of them before anything starts
+    from runner.errors import RanksFailed
     from runner.execute import REQUEUE, execute
     from runner.experiment import validate
     from runner.identity import run_dir
@@ -135,19 +146,26 @@ def _run(jobs: list[list[str]]) -> int:
 
     for config in configs:
         validate(config)
+    say: Callable[[str], None] = _say if _speaks() else lambda line: None
     code = 0
     for config, overrides in zip(configs, jobs, strict=True):
-        path = run_dir(config["runs"], config)
-        print(f"{path}", flush=True)
+        say(f"{run_dir(config['runs'], config)}")
         try:
             summary = execute(config, overrides, _print_epoch)
         except Interrupted:
-            print("  interrupted and saved; the same command resumes it")
+            say("  interrupted and saved; the same command resumes it")
             return REQUEUE
+        except RanksFailed as error:
+            print(f"regrow: {error}", file=sys.stderr)
+            return 1
         final = summary["final"]
-        print(f"  {summary['status']}: {_metrics(final)}" + (f" ({summary['reason']})" if summary["reason"] else ""))
+        say(f"  {summary['status']}: {_metrics(final)}" + (f" ({summary['reason']})" if summary["reason"] else ""))
         code = max(code, 0 if summary["status"] == "completed" else 3)
     return code
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _print_epoch(line: dict[str, Any]) -> None:

@@ -10,6 +10,14 @@ class Misuse(Exception):
     """The user's input is wrong; the message says how, and what to do. Command lines print it and exit with 2."""
 
 
+class RanksFailed(RuntimeError):
+    """A rank was lost or has failed; the message says which and why, `details` has its traceback."""
+
+    def __init__(self, message: str, details: str | None = None) -> None:
+        super().__init__(message)
+        self.details = details
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """ " Did you mean 'x'?" for the nearest of `options`, else a list of all of them (at most 40)."""
     options = sorted(set(options))

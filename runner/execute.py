@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,12 +13,14 @@ from typing import Any
 
 from runner import checkpoint
 from runner.environment import describe
-from runner.errors import Misuse
+from runner.errors import Misuse, RanksFailed
 from runner.experiment import Experiment, make, validate
 from runner.identity import Config, key, parent_config, run_dir
 from runner.loggers import Logger, make_logger
 from runner.records import RunDirectory
+from runner.signals import heard
 from runner.trainer import Interrupted, Progress, Trainer
+from runner.world import World, join
 
 log = logging.getLogger("regrow")
 REQUEUE = 75  # EX_TEMPFAIL: interrupted and saved, run me again
@@ -31,52 +31,141 @@ class ParentFailed(Misuse):
 
 
 def execute(
-    config: Config, overrides: list[str], progress: Progress | None = None, weights: bool = False
+    config: Config,
+    overrides: list[str],
+    progress: Progress | None = None,
+    weights: bool = False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Run a configuration to its end and return its summary; a completed or diverged run is not repeated.
 
-    With `weights`, a completed run whose checkpoint is gone is repeated: a stage needs it. Misuse for bad input,
-    `ParentFailed` when a parent has no weights to start from, `Interrupted` after a signal. Any other exception is
-    recorded as status `failed` and raised again.
+    With `weights`, a completed run whose checkpoint is gone is repeated: a stage needs it. `stop` is asked after every
+    step, beside the signals, whether to save and stop. Under torchrun or srun every rank calls this with the same
+    arguments; all get the same summary, and rank 0 alone tells `progress`. Elsewhere it starts the ranks that
+    `trainer.devices` asks for. Misuse for bad input, `ParentFailed` when a parent has no weights to start from,
+    `Interrupted` after a signal. Any other exception is recorded as status `failed` and raised again.
     """
-    validate(config)
+    settings, schedule, _ = validate(config)
+    world = join()
+    if world.size == 1 and settings.devices > 1:
+        return _launch(config, overrides, progress, weights, stop)
+    if world.size > 1 and settings.devices not in (1, world.local_size):
+        raise Misuse(
+            f"trainer.devices = {settings.devices}, but {world.local_size} rank(s) were started on this node; "
+            f"leave trainer.devices out where torchrun or srun starts the ranks."
+        )
+    if world.size > schedule.batch_size:
+        raise Misuse(f"{world.size} ranks cannot share batches of schedule.batch_size = {schedule.batch_size}.")
+    return _execute(config, overrides, progress, weights, stop, world)
+
+
+def _execute(
+    config: Config,
+    overrides: list[str],
+    progress: Progress | None,
+    weights: bool,
+    stop: Callable[[], bool],
+    world: World,
+) -> dict[str, Any]:
     directory = RunDirectory(run_dir(config["runs"], config))
-    if summary := _finished(directory, weights):
+    if summary := world.lead(lambda: _finished(directory, weights)):
         return summary
-    parent = _parent(config, progress)
-    with directory.held(), _log_to(directory.path / "log.txt"), _signals() as stop, ExitStack() as ending:
+    parent = _parent(config, progress, stop, world)
+    with heard() as signalled, ExitStack() as ending:
+        world.lead(lambda: _hold(directory, ending))
         # Another process may have finished it while this one waited for the parent.
-        if summary := _finished(directory, weights):
+        if summary := world.lead(lambda: _finished(directory, weights)):
             return summary
-        began = datetime.now(UTC).isoformat(timespec="seconds")
-        frame = {"key": key(config), "seed": config["seed"], "started": began, "parent": parent[0] if parent else None}
+        frame = _frame(config)
         logger: Logger | None = None
-        try:
-            experiment = make(config)
-            directory.begin(config, overrides, describe(str(experiment.device), experiment.settings.threads))
+
+        def begin() -> None:
+            nonlocal logger
+            environment = describe(str(experiment.device), experiment.settings.threads)
+            directory.begin(config, overrides, environment | ({"ranks": world.size} if world.size > 1 else {}))
             logger = make_logger(config, directory.path)
             ending.callback(logger.close)
-            trainer = Trainer(experiment, directory, _both(logger.epoch, progress), stop)
-            if parent:
-                _start_from(trainer, config["start"]["take"], parent[1])
+
+        def tell(line: dict[str, Any]) -> None:
+            assert logger is not None
+            logger.epoch(line)
+            if progress is not None:
+                progress(line)
+
+        def conclude() -> dict[str, Any]:
+            assert logger is not None
+            summary = {**frame, **_summarise(trainer, history), "ended": _now(), "wall_s": _wall(history)}
+            directory.finish(summary)
+            logger.finish(summary)
+            return summary
+
+        try:
+            experiment = world.together(lambda: make(config))
+            world.lead(begin)
+            trainer = Trainer(experiment, directory, tell, lambda: signalled() or stop(), world)
+            if parent is not None:
+                _start_from(trainer, config["start"]["take"], parent)
             history = trainer.fit()
         except Interrupted:
             raise
         except Misuse:
-            directory.discard_unbegun()
+            if world.first:
+                directory.discard_unbegun()
             raise
         except Exception as error:
             log.error("%s", traceback.format_exc())
-            reason = f"{type(error).__name__}: {error}"
-            failed = {**frame, "status": "failed", "reason": reason, "ended": _now()}
-            directory.finish(failed)
-            if logger is not None:
-                logger.finish(failed)
+            if world.first:
+                failed = {**frame, "status": "failed", "reason": _reason(error, world), "ended": _now()}
+                directory.finish(failed)
+                if logger is not None:
+                    logger.finish(failed)
             raise
-        summary = {**frame, **_summarise(trainer, history), "ended": _now(), "wall_s": _wall(history)}
-        directory.finish(summary)
-        logger.finish(summary)
-        return summary
+        return world.lead(conclude)
+
+
+def _launch(
+    config: Config, overrides: list[str], progress: Progress | None, weights: bool, stop: Callable[[], bool]
+) -> dict[str, Any]:
+    """Have the run executed by ranks of its own; what ends them without their having recorded it is recorded here."""
+    from runner.ranks import launch
+
+    began = _now()
+    try:
+        with heard() as signalled:
+            return launch(config, overrides, progress, weights, lambda: signalled() or stop())
+    except RanksFailed as error:
+        stage: Config | None = config
+        unfinished = config
+        while stage is not None:  # the oldest ancestor without an end is the one that they were at
+            if _finished(RunDirectory(run_dir(stage["runs"], stage)), weights or stage is not config) is None:
+                unfinished = stage
+            stage = parent_config(stage)
+        directory = RunDirectory(run_dir(unfinished["runs"], unfinished))
+        if (directory.path / "config.yaml").exists():
+            with directory.held(), _log_to(directory.path / "log.txt"):
+                log.error("%s", error.details or error)
+                failed = {"status": "failed", "reason": str(error), "ended": _now()}
+                directory.finish({**_frame(unfinished), "started": began, **failed})
+        raise
+
+
+def _hold(directory: RunDirectory, ending: ExitStack) -> None:
+    ending.enter_context(directory.held())
+    ending.enter_context(_log_to(directory.path / "log.txt"))
+
+
+def _frame(config: Config) -> dict[str, Any]:
+    """What every summary begins with."""
+    parent = parent_config(config)
+    identity = None if parent is None else {"key": key(parent), "seed": parent["seed"]}
+    return {"key": key(config), "seed": config["seed"], "started": _now(), "parent": identity}
+
+
+def _reason(error: Exception, world: World) -> str:
+    """Why a run has failed, in a sentence for its summary."""
+    if world.lost(error):
+        return f"another rank was lost ({str(error).splitlines()[0]}); what is recorded stays; run again to resume"
+    return f"{type(error).__name__}: {error}"
 
 
 def _finished(directory: RunDirectory, weights: bool) -> dict[str, Any] | None:
@@ -89,25 +178,16 @@ def _finished(directory: RunDirectory, weights: bool) -> dict[str, Any] | None:
     return summary
 
 
-def _both(first: Progress, second: Progress | None) -> Progress:
-    def tell(line: dict[str, Any]) -> None:
-        first(line)
-        if second is not None:
-            second(line)
-
-    return tell
-
-
-def _parent(config: Config, progress: Progress | None) -> tuple[dict[str, Any], Path] | None:
-    """Run the parent of a stage; its identity and its directory."""
+def _parent(config: Config, progress: Progress | None, stop: Callable[[], bool], world: World) -> Path | None:
+    """Run the parent of a stage; its directory."""
     parent = parent_config(config)
     if parent is None:
         return None
     path = run_dir(config["runs"], parent)
-    summary = execute(parent, config["start"]["overrides"], progress, weights=True)
+    summary = _execute(parent, config["start"]["overrides"], progress, True, stop, world)
     if summary["status"] != "completed":
         raise ParentFailed(f"the parent run {path} has {summary['status']}; a stage needs its weights.")
-    return {"key": key(parent), "seed": parent["seed"]}, path
+    return path
 
 
 def _start_from(trainer: Trainer, take: str, parent: Path) -> None:
@@ -116,7 +196,7 @@ def _start_from(trainer: Trainer, take: str, parent: Path) -> None:
     take: weights | mask (new training within it) | weights_and_mask (fine-tuning) | init (nothing of its training).
     The initial weights are those of the parent, which the shared seed gives anew, unless start.initialization says so.
     """
-    state = checkpoint.load(parent / "checkpoints", trainer.e.device)
+    state = trainer.world.lead(lambda: checkpoint.load(parent / "checkpoints"))
     if state is None:
         raise ParentFailed(f"the parent run {parent} is complete but has no readable checkpoint; delete it to redo it.")
     if "weights" in take:
@@ -177,19 +257,3 @@ def _log_to(path: Path) -> Iterator[None]:
         log.removeHandler(handler)
         log.setLevel(level)
         handler.close()
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """SIGTERM, SIGUSR1 and SIGINT: finish the step, save, stop. Yields the question whether one came."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    kinds = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = {kind: signal.signal(kind, lambda number, frame: received.append(number)) for kind in kinds}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)

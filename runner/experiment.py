@@ -33,6 +33,7 @@ class Settings:
     """The machine's side of training (`conf/trainer`): none of it is part of the key."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Annotated[int, "1 <= x"] = 1
     threads: Annotated[int, "1 <= x"] = 1
     eval_batch_size: Annotated[int, "1 <= x"] = 1000
     channels_last: bool = False
@@ -70,6 +71,11 @@ def validate(config: Config) -> tuple[Settings, Schedule, Method]:
         raise Misuse(f"seed = {seed!r} should be a whole number, 0 or above.")
     settings = _dataclass(config, "trainer", Settings)
     schedule = _dataclass(config, "schedule", Schedule)
+    if settings.devices > schedule.batch_size:
+        raise Misuse(
+            f"trainer.devices = {settings.devices} ranks cannot share batches of schedule.batch_size = "
+            f"{schedule.batch_size}; take fewer devices (another batch size is another run)."
+        )
     for group, given in _GIVEN.items():
         check(config[group], group, given)
     method: Method = build(config["method"], "method")

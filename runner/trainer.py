@@ -7,19 +7,23 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.order import derive, epoch_order
 from methods.base import Context
-from runner import checkpoint
+from runner import checkpoint, snapshot
 from runner.errors import Misuse
 from runner.experiment import Experiment
+from runner.gradients import mean_grads
 from runner.optim import L1
 from runner.recorders import Recorders, layers
 from runner.records import RunDirectory
+from runner.replicas import Replicas
+from runner.world import ALONE, World
 
 log = logging.getLogger("regrow")
 Progress = Callable[[dict[str, Any]], None]
@@ -32,7 +36,8 @@ class Interrupted(Exception):
 class Trainer:
     """One run: trains, evaluates every epoch, records, saves, resumes.
 
-    `experiment` holds the built parts. `stop` is asked after every step whether to save and stop.
+    `experiment` holds the built parts. `stop` is asked after every step whether to save and stop. All ranks of `world`
+    have a trainer each and call the same methods in the same order; rank 0's alone touches the directory and reports.
     """
 
     def __init__(
@@ -41,17 +46,21 @@ class Trainer:
         directory: RunDirectory,
         progress: Progress | None = None,
         stop: Callable[[], bool] = lambda: False,
+        world: World = ALONE,
     ) -> None:
         self.e = experiment
         self.directory = directory
         self.progress = progress
         self.stop = stop
+        self.world = world
         e = experiment
         try:
             self.model = e.method.setup(e.model)
         except ValueError as error:
             raise Misuse(f"method: {error}.") from None
-        self.net: nn.Module = torch.compile(self.model) if e.settings.compile else self.model  # type: ignore[assignment]
+        self.net = world.replicate(self.model)
+        if e.settings.compile:
+            self.net = torch.compile(self.net)  # type: ignore[assignment]
         self.optimizer = e.schedule.make_optimizer(e.method, self.model)
         self.scaler = torch.amp.GradScaler(e.device.type, enabled=e.precision == "fp16")
         self.learning_rate = e.schedule.learning_rate()
@@ -62,6 +71,8 @@ class Trainer:
             raise Misuse(f"schedule.batch_size = {e.schedule.batch_size} exceeds the {e.data.train_size} samples.")
         rng = torch.Generator().manual_seed(derive(e.seed, "method"))
         self.ctx = Context(self.optimizer, rng, total_steps=steps * e.schedule.epochs, steps_per_epoch=steps)
+        self.ctx.mean_grads = partial(mean_grads, self)
+        self.replicas = Replicas(world, self.model, self.optimizer, e.method, self.ctx)
         self.recorders = Recorders(e.settings.records, e.method)
         # A parent's masks and prunable weights, for a stage that takes the masks.
         self.adopted: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
@@ -73,19 +84,23 @@ class Trainer:
     def fit(self) -> list[dict[str, Any]]:
         """Train to the end (from the last checkpoint, if there is one); returns the metrics of every epoch."""
         if not self.resume():
-            torch.manual_seed(derive(self.e.seed, "train"))
+            torch.manual_seed(self.own_seed("train"))
             if self.adopted is not None:
                 try:
                     self.e.method.adopt(*self.adopted)
                 except ValueError as error:
                     raise Misuse(f"start.take = mask: {error}.") from None
-            self.e.method.begin(self.ctx)
+            try:
+                self.e.method.begin(self.ctx)
+            except ValueError as error:
+                raise Misuse(f"method: {error}.") from None
             self.recorders.begin()
         while self.ctx.epoch <= self.e.schedule.epochs and not self.broken:
             self.train_epoch()
             self.ctx.epoch += 1
             self.batch = 0
-            self.save(due=self.ctx.epoch > self.e.schedule.epochs or self.broken)
+            if self.ctx.epoch > self.e.schedule.epochs or self.broken or self.world.lead(self.is_save_due):
+                self.save()
         return self.history
 
     @property
@@ -108,13 +123,15 @@ class Trainer:
             self.step(order[start : start + size])
             self.batch += 1
             ctx.step += 1
-            if self.stop():
-                self.save(due=True)
+            stop, due = self.replicas.decide(self.stop(), self.is_save_due())
+            if stop or due:
+                self.save()
+            if stop:
                 raise Interrupted
-            self.save(due=False)
         seconds = time.perf_counter() - began
-        trained, self.sums = self.sums, None
-        assert trained is not None
+        trained, self.sums = self.world.sum(self.sums), None
+        self.replicas.average_statistics()
+        self.replicas.compare_everything()
         samples = min((ctx.steps_per_epoch - first) * e.schedule.batch_size, e.data.train_size)
         line = {"epoch": ctx.epoch, "step": ctx.step, "lr": ctx.lr}
         line |= {f"train/{name}": value for name, value in e.task.metrics(trained).items()}
@@ -122,18 +139,26 @@ class Trainer:
         line |= {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in self.densities().items()}
         line |= self.recorders.observe(ctx.epoch)
         line |= {"time/epoch_s": time.perf_counter() - began, "time/samples_per_s": samples / seconds}
-        self.history.append(line)
+        self.history.append(self.world.lead(lambda: self.record(line)))
+
+    def record(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Write an epoch's line and tell of it; rank 0's line, since times differ, is that of all ranks."""
         self.directory.append_metrics(line)
         if self.progress is not None:
             self.progress(line)
+        return line
 
     def read_ahead(self, indices: Tensor) -> None:
         """Tell the dataset of the batch after this one, so that a streaming one reads while this one trains."""
+        if not len(indices):
+            return  # the epoch ends with this one
         for part, chunk in enumerate(indices.chunk(self.e.schedule.accumulate)):
-            self.e.data.expect(chunk, self.augmentation_seed(self.ctx.step + 1, part))
+            mine, _ = self.world.share(chunk)
+            self.e.data.expect(mine, self.own_seed("augment", self.ctx.step + 1, part))
 
-    def augmentation_seed(self, step: int, part: int) -> int:
-        return derive(self.e.seed, "augment", step, part)
+    def own_seed(self, *names: str | int) -> int:
+        """A seed of this rank's own; rank 0's is that of a run without other ranks."""
+        return derive(self.e.seed, *names, *(() if self.world.first else (self.world.rank,)))
 
     def step(self, indices: Tensor) -> None:
         """One optimizer step on one global batch."""
@@ -143,14 +168,20 @@ class Trainer:
             group["lr"] = ctx.lr * group.get("lr_scale", 1.0)
         method.before_forward(ctx)
         self.optimizer.zero_grad(set_to_none=True)
-        for part, chunk in enumerate(indices.chunk(e.schedule.accumulate)):
-            batch = e.data.batch(chunk, self.augmentation_seed(ctx.step, part))
-            with self.autocast():
-                loss, sums = e.task.loss(self.net, batch)
-                if (penalty := method.penalty(ctx)) is not None:
-                    loss = loss + penalty
-            self.scaler.scale(loss * (len(chunk) / len(indices))).backward()
-            self.sums = sums if self.sums is None else self.sums + sums
+        chunks = indices.chunk(e.schedule.accumulate)
+        for part, chunk in enumerate(chunks):
+            mine, weight = self.world.share(chunk)
+            batch = e.data.batch(mine, self.own_seed("augment", ctx.step, part))
+            with self.world.unsynchronised(self.net) if part + 1 < len(chunks) else nullcontext():
+                with self.autocast():
+                    loss, sums = e.task.loss(self.net, batch)
+                    if weight != 1:
+                        loss = loss * weight
+                    if (penalty := method.penalty(ctx)) is not None:
+                        loss = loss + penalty
+                self.scaler.scale(loss * (len(chunk) / len(indices))).backward()
+            if weight:
+                self.sums = sums if self.sums is None else self.sums + sums
         self.scaler.unscale_(self.optimizer)
         self.l1.add()
         if method.before_step(ctx):
@@ -168,12 +199,11 @@ class Trainer:
         """Test metrics over every test sample once, in inference mode of the model."""
         self.net.eval()
         total: Tensor | None = None
-        for batch in self.e.data.test_batches(self.e.settings.eval_batch_size):
+        for batch in self.e.data.test_batches(self.e.settings.eval_batch_size, self.world.rank, self.world.size):
             with self.autocast():
                 _, sums = self.e.task.loss(self.net, batch)
             total = sums if total is None else total + sums
-        assert total is not None
-        return self.e.task.metrics(total)
+        return self.e.task.metrics(self.world.sum(total))
 
     def densities(self) -> dict[str, tuple[int, int]]:
         """(kept, total) over prunable weights: by the mask and by what the network computes with."""
@@ -188,50 +218,25 @@ class Trainer:
         """Per prunable weight: shape, kept (mask), nonzero (effective weights), total."""
         return layers(self.e.method)
 
-    def save(self, due: bool) -> None:
-        """Write a checkpoint if one is due (by time, or because the caller says so)."""
-        now = time.monotonic()
-        if not due and now - self.saved_at < self.e.settings.checkpoint_seconds:
-            return
-        self.saved_at = now
-        state: dict[str, Any] = {
-            "key": self.e.key,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "method": self.e.method.state_dict(),
-            "task": self.e.task.state_dict(),
-            "records": self.recorders.state_dict(),
-            "position": {"step": self.ctx.step, "epoch": self.ctx.epoch, "batch": self.batch, "lr": self.ctx.lr},
-            "sums": self.sums,
-            "rng": {"method": self.ctx.rng.get_state(), "torch": torch.get_rng_state()},
-        }
-        if self.e.device.type == "cuda":
-            state["rng"]["cuda"] = torch.cuda.get_rng_state(self.e.device)
-        checkpoint.save(state, self.directory.checkpoints)
+    def is_save_due(self) -> bool:
+        """Whether the last checkpoint is old, by rank 0's clock."""
+        return self.world.first and time.monotonic() - self.saved_at >= self.e.settings.checkpoint_seconds
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self.saved_at = time.monotonic()
+        self.replicas.compare_everything()
+        state = snapshot.take(self)
+        self.world.lead(lambda: checkpoint.save(state, self.directory.checkpoints))
 
     def resume(self) -> bool:
         """Continue from the directory's last good checkpoint; False when there is none."""
-        state = checkpoint.load(self.directory.checkpoints, self.e.device)
-        if state is None:
-            self.directory.cut_metrics(1)
-            return False
-        if state["key"] != self.e.key:
-            raise Misuse(f"{self.directory.checkpoints} belongs to run {state['key']}, not to {self.e.key}.")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.e.method.load_state_dict(state["method"])
-        self.e.task.load_state_dict(state["task"])
-        self.recorders.load_state_dict(state.get("records", {}))
-        position = state["position"]
-        self.ctx.step, self.ctx.epoch, self.batch = position["step"], position["epoch"], position["batch"]
-        self.ctx.lr = position["lr"]
-        self.sums = state["sums"]
-        self.ctx.rng.set_state(state["rng"]["method"].cpu())
-        torch.set_rng_state(state["rng"]["torch"].cpu())
-        if "cuda" in state["rng"]:
-            torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.e.device)
-        self.history = self.directory.cut_metrics(self.ctx.epoch)
-        log.info("resumed at epoch %d, step %d", self.ctx.epoch, self.ctx.step)
-        return True
+        state = self.world.lead(lambda: checkpoint.load(self.directory.checkpoints))
+        if state is not None:
+            if state["key"] != self.e.key:
+                raise Misuse(f"{self.directory.checkpoints} belongs to run {state['key']}, not to {self.e.key}.")
+            snapshot.restore(self, state)
+        self.history = self.world.lead(lambda: self.directory.cut_metrics(self.ctx.epoch))
+        if state is not None:
+            log.info("resumed at epoch %d, step %d", self.ctx.epoch, self.ctx.step)
+        return state is not None

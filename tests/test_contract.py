@@ -153,7 +153,7 @@ def test_masks_are_exact_and_weights_zero_outside_after_every_step(method: str, 
     assert whole == total and kept == kept_at_the_end(t, config)
     if method in ("static", "set", "deepr"):
         assert all(counts == seen[0] for counts in seen)
-    if method in ("dsr", "sm", "oneshot", "lottery", "retrain_mask"):
+    if method in ("dsr", "sm", "oneshot", "lottery", "retrain_mask", "snip"):
         assert {sum(counts) for counts in seen} == {kept}
     if method == "dpf":  # refreshes after 2, 4, 6 and 8 steps, the ramp ends after 6
         ramp = [0, 2, 2, 4, 4, 6, 6, 6]
