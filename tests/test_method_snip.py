@@ -80,12 +80,12 @@ def test_the_largest_saliencies_stay(tmp_path: Path) -> None:
 
 
 def test_scores_by_hand(bench: Any) -> None:
-    weights = [torch.tensor([[1.0, -2.0], [3.0, 0.5]]), torch.tensor([[0.1, 10.0]])]
+    weights = [torch.tensor([[1.0, -2.0], [3.0, 0.5]]), torch.tensor([[0.01, 10.0]])]
     b = bench(SNIP(sparsity=0.5), weights, begin=False)
-    grads = [torch.tensor([[4.0, 1.0], [-0.1, -9.0]]), torch.tensor([[-50.0, 0.01]])]
+    grads = [torch.tensor([[4.0, 1.0], [-0.1, -9.0]]), torch.tensor([[-50.0, 0.3]])]
     b.ctx.mean_grads = lambda batches: {"fc1.weight": grads[0].double(), "fc2.weight": grads[1].double()}
     b.method.begin(b.ctx)
-    assert b.kept() == [[True, False, False, True], [True, False]]  # saliencies 4, 2, 0.3, 4.5; 5, 0.1
+    assert b.kept() == [[True, False, False, True], [False, True]]  # saliencies 4, 2, 0.3, 4.5; 0.5, 3
 
 
 def test_a_weight_that_the_loss_does_not_reach_is_named(bench: Any) -> None:
