@@ -16,20 +16,26 @@ PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def prunable_weights(model: nn.Module, keep_dense: Sequence[str] = ()) -> dict[str, nn.Parameter]:
-    """Name -> weight of every convolution and linear layer, but those whose name matches a `keep_dense` pattern.
+    """Name -> weight of every convolution and linear layer, but those that match a `keep_dense` pattern.
 
-    Patterns are shell-style, against the layer's name ("stem", "*.shortcut", "fc"). ValueError when a pattern matches
-    no layer: a misspelt pattern would silently prune what should stay dense.
+    Patterns are shell-style, against the layer's name ("stem", "*.shortcut", "fc") or, after "type:", its class
+    ("type:Linear"). ValueError when a pattern matches no layer: a misspelt one would silently prune what should stay
+    dense.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, PRUNABLE)}
     for pattern in keep_dense:
-        if not any(fnmatchcase(name, pattern) for name in layers):
+        if not any(_matches(name, module, pattern) for name, module in layers.items()):
             raise ValueError(f"keep_dense pattern {pattern!r} matches none of the layers {', '.join(layers)}")
     return {
         f"{name}.weight": module.weight  # type: ignore[misc]
         for name, module in layers.items()
-        if not any(fnmatchcase(name, pattern) for pattern in keep_dense)
+        if not any(_matches(name, module, pattern) for pattern in keep_dense)
     }
+
+
+def _matches(name: str, module: nn.Module, pattern: str) -> bool:
+    kind = pattern.removeprefix("type:")
+    return fnmatchcase(name if kind == pattern else type(module).__name__, kind)
 
 
 def kept_of(total: int, sparsity: float) -> int:

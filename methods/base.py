@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -16,12 +16,18 @@ from methods.masks import Masks
 Sparsity = Annotated[float, "0 <= x < 1"]
 
 
+def _no_data(batches: int) -> dict[str, Tensor]:
+    raise ValueError("gradients over training batches are asked for, but there are none here")
+
+
 @dataclass
 class Context:
     """Where the run stands, handed to every hook.
 
     `step` counts finished optimizer steps when a step begins (0 at the first) and keeps that value until it has ended;
-    `epoch` is the current epoch, from 1. `rng` is a CPU generator that is identical on every rank.
+    `epoch` is the current epoch, from 1. `rng` is a CPU generator that is identical on every rank. `mean_grads(n)` is
+    the mean gradient of the loss over n training batches at the weights as they are, by parameter name, the same on
+    every rank; it leaves no trace in the run.
     """
 
     optimizer: torch.optim.Optimizer
@@ -31,6 +37,7 @@ class Context:
     step: int = 0
     epoch: int = 1
     lr: float = 0.0
+    mean_grads: Callable[[int], dict[str, Tensor]] = _no_data
 
 
 @dataclass(kw_only=True)
@@ -93,8 +100,11 @@ class Method:
         """
         return {"masks": self.masks(), **self.state_dict()}
 
-    def adopt(self, masks: Mapping[str, Tensor]) -> None:
-        """Start from the masks of a parent run (a stage that takes its parent's mask). Called before `begin`."""
+    def adopt(self, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        """Start from the masks of a parent run (a stage that takes its parent's mask). Called before `begin`.
+
+        `weights`: the parent's prunable weights at its end, which the model need not have.
+        """
         raise ValueError(f"{type(self).__name__} has no masks to take over from a parent run")
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,6 +117,10 @@ class Method:
     def effective(self) -> dict[str, Tensor]:
         """Name -> the weights the network computes with, of every prunable weight."""
         return {name: weight.detach() for name, weight in self.weights.items()}
+
+    def distance(self) -> float | None:
+        """||w - C(w)||^2 / ||w||^2 where weights w are trained and C(w) computes; None where they are the same."""
+        return None
 
     def finalize(self, model: nn.Module) -> nn.Module:
         """The model with plain (sparse) weights and the same outputs."""
@@ -150,7 +164,7 @@ class Masked(Method):
     def mask_changes(self) -> int:
         return self.mask.changes()
 
-    def adopt(self, masks: Mapping[str, Tensor]) -> None:
+    def adopt(self, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         self.mask.load(masks)
         self.adopted = True
 

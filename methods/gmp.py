@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from torch import nn
 
 from methods.allocation import allocate, kept_of
-from methods.base import Context, Masked
-from methods.masks import top_mask
+from methods.base import Context, Masked, Sparsity
+from methods.ranking import Ranking, top_over_all, top_per_layer
 from methods.schedules import Epochs, apportion, cubic, step_of
 
 
@@ -19,14 +19,16 @@ class GMP(Masked):
     """Prune the smallest weights in `iterations` steps along Zhu & Gupta's cubic (equation 1), never regrowing.
 
     Pruning i of T follows the last step of epoch `start_epoch` + i `every_epochs` (fractions of an epoch allowed) and
-    reaches sparsity s (1 - (1 - i / T)^3); the last one reaches s exactly. `allocation`: "uniform" or "erk" rank within
-    layers, "global" over all of them. `layer_floor`: no layer keeps fewer weights than this; the others make up for it.
+    reaches sparsity s + (s_0 - s) (1 - i / T)^3, s_0 = `initial_sparsity`; the last one reaches s exactly. Nothing is
+    pruned before the first. `allocation`: "uniform" or "erk" rank within layers, "global" over all of them.
+    `layer_floor`: no layer keeps fewer weights than this; the others make up for it.
     """
 
     iterations: Annotated[int, "1 <= x"]
     every_epochs: Epochs
     start_epoch: Epochs = 0.0
-    allocation: Literal["uniform", "erk", "global"] = "uniform"
+    initial_sparsity: Sparsity = 0.0
+    allocation: Ranking = "uniform"
     layer_floor: Annotated[int, "0 <= x"] = 0
 
     def check(self, epochs: float) -> None:
@@ -35,6 +37,8 @@ class GMP(Masked):
                 f"the last of {self.iterations} prunings every {self.every_epochs:g} epochs from epoch "
                 f"{self.start_epoch:g} lies after the run's end at epoch {epochs:g}"
             )
+        if self.initial_sparsity > self.sparsity:
+            raise ValueError(f"initial_sparsity = {self.initial_sparsity:g} exceeds sparsity = {self.sparsity:g}")
         if self.allocation == "global" and self.layer_floor:
             raise ValueError("layer_floor needs allocation uniform or erk; global ranking has no layer counts")
 
@@ -51,7 +55,7 @@ class GMP(Masked):
             if max(1, step_of(self.start_epoch + i * self.every_epochs, ctx.steps_per_epoch)) == ctx.step + 1
         ]
         if done:
-            self.prune(cubic(0.0, self.sparsity, max(done) / self.iterations))
+            self.prune(cubic(self.initial_sparsity, self.sparsity, max(done) / self.iterations))
         self.mask.project()
 
     @torch.no_grad()
@@ -60,10 +64,9 @@ class GMP(Masked):
         kept = [self.mask.kept(i) for i in range(len(self.mask.weights))]
         scores = [w.detach().abs().view(-1).masked_fill(~k, -1) for w, k in zip(self.mask.weights, kept, strict=True)]
         if self.allocation == "global":
-            sizes = [s.numel() for s in scores]
-            masks = list(top_mask(torch.cat(scores), kept_of(sum(sizes), sparsity)).split(sizes))
+            masks = top_over_all(scores, kept_of(sum(s.numel() for s in scores), sparsity))
         else:
-            masks = [top_mask(s, count) for s, count in zip(scores, self._counts(sparsity), strict=True)]
+            masks = top_per_layer(scores, self._counts(sparsity))
         for index, mask in enumerate(masks):
             self.mask.set(index, mask & kept[index])
 

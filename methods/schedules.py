@@ -96,6 +96,21 @@ def cubic(initial: float, final: float, progress: float) -> float:
     return final + (initial - final) * (1 - min(max(progress, 0.0), 1.0)) ** 3
 
 
+def lottery_parent(sparsity: float, rate: float) -> list[str]:
+    """The overrides of the run that a round of iterative magnitude pruning starts from (conf/method/lottery.yaml).
+
+    Each round keeps the share 1 - `rate`, so that the rounds reach the sparsities 1 - (1 - rate)^n and last `sparsity`,
+    which may lie between two of them. The first round's parent is dense.
+    """
+    numbers = all(isinstance(value, int | float) for value in (sparsity, rate))
+    if not numbers or not 0 < sparsity < 1 or not 0 < rate < 1:  # the method will say so, with its option's name
+        return ["method=dense"]
+    rounds = math.ceil(math.log(1 - sparsity) / math.log(1 - rate) - 1e-9)
+    if rounds < 2:
+        return ["method=dense"]
+    return ["method=lottery", f"method.sparsity={1 - (1 - rate) ** (rounds - 1):.12g}", f"method.rate={rate:.12g}"]
+
+
 def step_of(epochs: float, steps_per_epoch: int) -> int:
     """The number of finished steps that lies nearest to a (fractional) number of finished epochs."""
     return math.floor(epochs * steps_per_epoch + 0.5)

@@ -14,6 +14,7 @@ from results.files import Unusable as Unusable  # part of this module's surface
 from runner import records
 from runner.records import SCHEMA
 
+_EPOCH = re.compile(r"epoch(\d+)")
 #: How a run's record may stand. The first three are finished; an interrupted run has no summary and no holder; a
 #: blocked one could not begin when it was to, since its parent had no weights (runner.blocked).
 STATUSES = ("completed", "diverged", "failed", "running", "interrupted", "blocked")
@@ -112,18 +113,34 @@ class Record:
     def value(self, metric: str) -> float | None:
         """The last epoch's `metric`; with `best:`, `dense:` ... before it that of the summary's part of this name.
 
-        `layers:NAME`: the share of zeros among the effective weights NAME.weight (or NAME) at the end, 0 to 1.
-        None when it was not recorded.
+        `epochN:METRIC`: that of epoch N. `layers:NAME`: the share of zeros among the effective weights NAME.weight (or
+        NAME) at the end, 0 to 1. None when it was not recorded.
         """
         part, separator, name = metric.partition(":")
         if not separator:
             part, name = "final", metric
+        if of_epoch := _EPOCH.fullmatch(part):
+            return self.history(name).get(int(of_epoch[1]))
         values = self.content.part(part)
         if not isinstance(values, Mapping):
             return None
         if part == "layers":
             return _sparsity(values.get(f"{name}.weight", values.get(name)))
         return number.read(values.get(name))
+
+    def history(self, metric: str) -> dict[int, float]:
+        """Epoch -> `metric`, from the lines of metrics or from the summary's series; empty when it was not recorded."""
+        history = {}
+        for line in self.metrics:
+            value = number.read(line.get(metric))
+            if value is not None and isinstance(line.get("epoch"), int):
+                history[line["epoch"]] = value
+        series = self.content.part("series")
+        listed = series.get(metric) if isinstance(series, Mapping) else None
+        for epoch, entry in enumerate(listed if isinstance(listed, list) else (), start=1):
+            if (value := number.read(entry)) is not None:
+                history[epoch] = value
+        return history
 
 
 def _sparsity(layer: Any) -> float | None:

@@ -281,20 +281,9 @@ class _Reader:
 
     def _history(self, record: Record, metric: str) -> dict[int, float]:
         """Epoch -> metric of one run, from its lines or from its summary's series; empty, and noted, without it."""
-        history = {}
-        for line in record.metrics:
-            value = number.read(line.get(metric))
-            if value is not None and isinstance(line.get("epoch"), int):
-                history[line["epoch"]] = value
-        summary = record.summary or {}
-        series = summary.get("series")
-        listed = series.get(metric) if isinstance(series, Mapping) else None
-        for epoch, entry in enumerate(listed if isinstance(listed, list) else (), start=1):
-            value = number.read(entry)
-            if value is not None:
-                history[epoch] = value
+        history = record.history(metric)
         recorder = recorder_of(metric)
-        if not history and recorder is not None and recorder not in (summary.get("records") or ()):
+        if not history and recorder is not None and recorder not in ((record.summary or {}).get("records") or ()):
             self.lacking.setdefault(metric, {})[record.path] = None
         return history
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # What a parent run does not inherit from its child: it has a method, a schedule and a start of its own.
 _OWN = ("method", "schedule", "start")
+#: What a stage may take from its parent: its weights, its mask (with initial weights), both, or neither.
+TAKES = ("weights", "mask", "weights_and_mask", "init")
 
 
 class Composition:
@@ -94,8 +96,9 @@ def names(group: str) -> tuple[str, ...]:
     """The option names of a group, as on the command line ("dsr/lenet_mnist" for experiments)."""
     found = []
     for path in sorted((CONF / group).rglob("*.yaml")):
-        # A folder beside an experiment of the same name holds its per-method parts, which are no experiments.
-        if path.parent == CONF / group or not path.parent.with_suffix(".yaml").exists():
+        # A folder beside an experiment of the same name holds its parts by method and model, which are no experiments.
+        inside = path.parents[: len(path.relative_to(CONF / group).parts) - 1]
+        if not any(folder.with_suffix(".yaml").exists() for folder in inside):
             found.append(str(path.relative_to(CONF / group).with_suffix("")))
     return tuple(found)
 
@@ -181,14 +184,17 @@ def _finish(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def _embed_parent(start: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    unknown = set(start) - {"parent", "checkpoint", "take"}
-    for name in unknown:
-        raise Misuse(f"there is no option 'start.{name}'.{nearest(name, ['parent', 'checkpoint', 'take'])}")
+    options = ("parent", "checkpoint", "take", "initialization")
+    for name in set(start) - set(options):
+        raise Misuse(f"there is no option 'start.{name}'.{nearest(name, options)}")
     if not isinstance(start.get("parent"), list) or not all(isinstance(text, str) for text in start["parent"]):
         raise Misuse("start.parent should be the list of overrides that make the parent, such as ['method=dense'].")
     take = start.get("take", "weights")
-    if take not in ("weights", "mask", "init"):
-        raise Misuse(f"start.take = {take!r} should be weights, mask or init.")
+    if take not in TAKES:
+        raise Misuse(f"start.take = {take!r} should be one of {', '.join(TAKES)}.")
+    initialization = start.get("initialization", "original")
+    if initialization not in ("original", "random"):
+        raise Misuse(f"start.initialization = {initialization!r} should be original or random.")
     if start.get("checkpoint", "last") != "last":
         raise Misuse(f"start.checkpoint = {start['checkpoint']!r} should be last.")
     inherited = [o for o in overrides if o.split("=")[0].split(".")[0] not in _OWN]
@@ -196,7 +202,13 @@ def _embed_parent(start: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
     parent = compose(own)
     # Not `science`, which drops how the parent's own parent was written: that is needed to run it.
     embedded = {name: parent[name] for name in SCIENCE}
-    return {"parent": embedded, "checkpoint": "last", "take": take, "overrides": own}
+    return {
+        "parent": embedded,
+        "checkpoint": "last",
+        "take": take,
+        "initialization": initialization,
+        "overrides": own,
+    }
 
 
 def check_ranges(config: Config, path: str = "") -> None:

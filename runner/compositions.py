@@ -34,8 +34,9 @@ _LIBRARIES = {"hydra": "__init__.py", "omegaconf": "version.py", "yaml": "__init
 
 _RESOLVER = re.compile(rb"\$\{\s*([\w.]+)\s*:")
 _VARIABLE = re.compile(rb"\$\{\s*oc\.env\s*:\s*(\w+)\s*[,}]")
-# Of OmegaConf's resolvers those whose value follows from the configuration alone.
+# The resolvers whose value follows from the configuration alone: OmegaConf's, and runner.hydra_groups' own.
 _PURE = {b"oc.create", b"oc.decode", b"oc.deprecated", b"oc.dict.keys", b"oc.dict.values", b"oc.select"}
+_PURE |= {b"lottery_parent"}
 _ENVIRONMENTS = 8  # cache files kept, of one state of conf/
 
 

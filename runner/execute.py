@@ -202,17 +202,19 @@ def _parent(config: Config, progress: Progress | None, stop: Callable[[], bool],
 
 
 def _start_from(trainer: Trainer, take: str, parent: Path) -> None:
-    """Take from the parent its weights, or its mask with the initial weights, which the shared seed gives anew.
+    """Take from the parent its weights, its mask, or both; weights not taken are the initial ones.
 
-    take: weights | mask (the mask, new training) | init (the same weights before training; no mask).
+    take: weights | mask (new training within it) | weights_and_mask (fine-tuning) | init (nothing of its training).
+    The initial weights are those of the parent, which the shared seed gives anew, unless start.initialization says so.
     """
     state = trainer.world.lead(lambda: checkpoint.load(parent / "checkpoints"))
     if state is None:
         raise ParentFailed(f"the parent run {parent} is complete but has no readable checkpoint; delete it to redo it.")
-    if take == "weights":
+    if "weights" in take:
         trainer.model.load_state_dict(state["model"])
-    elif take == "mask":
-        trainer.adopted = state["method"].get("masks", {})
+    if "mask" in take:
+        names = trainer.e.method.effective()
+        trainer.adopted = state["method"].get("masks", {}), {name: state["model"][name] for name in names}
 
 
 def _summarise(trainer: Trainer, history: list[dict[str, Any]]) -> dict[str, Any]:

@@ -105,7 +105,9 @@ def make(config: Config) -> Experiment:
     except OSError as error:
         raise Misuse(f"{error}.") from None
     task = build(config["task"], "task", num_classes=data.num_classes)
-    torch.manual_seed(derive(config["seed"], "model"))
+    # A stage has its parent's initial weights, since it has its seed; unless it is to begin from others.
+    other = (config.get("start") or {}).get("initialization") == "random"
+    torch.manual_seed(derive(config["seed"], "model", *(["another"] if other else [])))
     model = build(config["model"], "model", num_classes=data.num_classes, in_shape=data.in_shape)
     if settings.channels_last:
         # Activations only: weights stay contiguous, since masks address them by flat position.

@@ -27,13 +27,21 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from methods.schedules import lottery_parent
 from runner.compose import CONF, groups, names
 from runner.errors import Misuse, nearest
 from runner.identity import Config
 
+# What conf/ may compute from other options, each a function of their values alone.
+RESOLVERS = {"lottery_parent": lottery_parent}
+for _name, _function in RESOLVERS.items():
+    OmegaConf.register_new_resolver(_name, _function, replace=True)
+
 _VERSION_BASE = "1.3"
 _MISSING = "???"
 _VARIABLE = re.compile(r"\$\{oc\.env:(\w+)(?:,[^${}]*)?\}")
+_REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
+_CALL = re.compile(rf"\$\{{({'|'.join(RESOLVERS)}):({_REFERENCE.pattern}(?:,{_REFERENCE.pattern})*)\}}")
 
 
 class _NotPlain(Exception):
@@ -135,18 +143,44 @@ def _resolve_plain(chosen: tuple[str, ...], dotted: Sequence[Override]) -> Confi
     plain = _plain_groups(chosen)
     if plain is None:
         raise _NotPlain
-    groups_config, variables = plain
+    groups_config, special = plain
     config: Config = _copied(groups_config)
     for override in dotted:
         _assign_plain(config, override)
-    for path, text in variables:
+    for path in special:
         section: Any = config
         for part in path[:-1]:
             section = section[part] if isinstance(section, dict) else None
-        if isinstance(section, dict) and section[path[-1]] == text:
-            name = _VARIABLE.fullmatch(text)[1]  # type: ignore[index]
-            section[path[-1]] = _variable(text, os.environ.get(name))
+        if isinstance(section, dict):
+            section[path[-1]] = _resolved(section[path[-1]], config)
     return config
+
+
+def _resolved(value: Any, config: Config) -> Any:
+    """A value that may hold environment variables and references (`${schedule.milestones.1}`), with what they say."""
+    if isinstance(value, list):
+        return [_resolved(item, config) for item in value]
+    if not _special(value):
+        return _copied(value)
+    if variable := _VARIABLE.fullmatch(value):
+        return _variable(value, os.environ.get(variable[1]))
+    if reference := _REFERENCE.fullmatch(value):
+        return _copied(_referred(reference[1], config))
+    if call := _CALL.fullmatch(value):
+        return RESOLVERS[call[1]](*(_referred(each, config) for each in _REFERENCE.findall(call[2])))
+    return _REFERENCE.sub(lambda each: str(_referred(each[1], config)), value)
+
+
+def _referred(path: str, config: Config) -> Any:
+    node: Any = config
+    for part in path.split("."):
+        try:
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        except (LookupError, TypeError, ValueError):
+            raise _NotPlain from None  # a mistake
+    if isinstance(node, dict) or any(_special(leaf) for _, leaf in _leaves(node)):
+        raise _NotPlain
+    return node
 
 
 @functools.lru_cache(maxsize=256)
@@ -180,10 +214,9 @@ def _assign_plain(config: Config, override: Override) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _plain_groups(chosen: tuple[str, ...]) -> tuple[Config, tuple[tuple[tuple[str, ...], str], ...]] | None:
-    """What the choices compose to, unresolved, and the (path, text) of what reads an environment variable.
-
-    None when it is not plain or does not compose.
+def _plain_groups(chosen: tuple[str, ...]) -> tuple[Config, tuple[tuple[str, ...], ...]] | None:
+    """What the choices compose to, unresolved, and the paths of what reads an environment variable or refers to another
+    option. None when it is not plain or does not compose.
     """
     version.setbase(_VERSION_BASE)
     try:
@@ -201,9 +234,12 @@ def _plain_groups(chosen: tuple[str, ...]) -> tuple[Config, tuple[tuple[tuple[st
         return None
     config.pop("hydra", None)
     special = [(path, leaf) for path, leaf in _leaves(config) if _special(leaf)]
-    if not all(_VARIABLE.fullmatch(leaf) for _, leaf in special):
+    if not all(
+        _VARIABLE.fullmatch(leaf) or _CALL.fullmatch(leaf) or not _special(_REFERENCE.sub("", leaf))
+        for _, leaf in special
+    ):
         return None
-    return config, tuple(special)
+    return config, tuple(dict.fromkeys(path[:-1] if path[-1] == "" else path for path, _ in special))
 
 
 @functools.cache

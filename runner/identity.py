@@ -22,6 +22,8 @@ NEUTRAL: dict[str, Any] = {
     "dataset.train_subset": None,
     "schedule.accumulate": 1,
     "schedule.drop_last": False,
+    "method.initial_sparsity": 0.0,
+    "start.initialization": "original",
 }
 
 
@@ -29,7 +31,12 @@ def science(config: Config) -> Config:
     """The part of a resolved configuration that determines the number; parents' seeds and machine settings left out."""
     part = {name: config[name] for name in SCIENCE if name in config}
     if start := part.get("start"):
-        part["start"] = {"parent": science(start["parent"]), "checkpoint": start["checkpoint"], "take": start["take"]}
+        part["start"] = {
+            "parent": science(start["parent"]),
+            "checkpoint": start["checkpoint"],
+            "take": start["take"],
+            "initialization": start.get("initialization", NEUTRAL["start.initialization"]),
+        }
     return part
 
 

@@ -126,8 +126,25 @@ class Layers(Recorder):
         return line
 
 
+class Distance(Recorder):
+    """How far the network as it computes is from the weights that are trained, where a method tells these apart.
+
+    feedback/distance: ||w - C(w)||^2 / ||w||^2 over all pruned weights (Lin et al. 2020, equation 1).
+    """
+
+    metrics = ("feedback/distance",)
+
+    def begin(self) -> None:
+        if self.method.distance() is None:
+            log.info("distance has nothing to record: %s trains what it computes with", type(self.method).__name__)
+
+    def observe(self, epoch: int) -> dict[str, float]:
+        distance = self.method.distance()
+        return {} if distance is None else {"feedback/distance": distance}
+
+
 #: What `trainer.records` may name.
-RECORDERS: dict[str, type[Recorder]] = {"mask_dynamics": MaskDynamics, "layers": Layers}
+RECORDERS: dict[str, type[Recorder]] = {"mask_dynamics": MaskDynamics, "layers": Layers, "distance": Distance}
 
 
 def check(names: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from methods.base import Context
 from runner import checkpoint, snapshot
 from runner.errors import Misuse
 from runner.experiment import Experiment
+from runner.gradients import mean_grads
 from runner.optim import L1
 from runner.recorders import Recorders, layers
 from runner.records import RunDirectory
@@ -69,11 +71,13 @@ class Trainer:
             raise Misuse(f"schedule.batch_size = {e.schedule.batch_size} exceeds the {e.data.train_size} samples.")
         rng = torch.Generator().manual_seed(derive(e.seed, "method"))
         self.ctx = Context(self.optimizer, rng, total_steps=steps * e.schedule.epochs, steps_per_epoch=steps)
+        self.ctx.mean_grads = partial(mean_grads, self)
         self.replicas = Replicas(world, self.model, self.optimizer, e.method, self.ctx)
         last = torch.arange((steps - 1) * e.schedule.batch_size, min(steps * e.schedule.batch_size, e.data.train_size))
         self.replicas.check_statistics(min(map(len, last.chunk(e.schedule.accumulate))))
         self.recorders = Recorders(e.settings.records, e.method)
-        self.adopted: dict[str, Tensor] | None = None  # a parent's masks, for a stage that takes them
+        # A parent's masks and prunable weights, for a stage that takes the masks.
+        self.adopted: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self.history: list[dict[str, Any]] = []
         self.sums: Tensor | None = None
         self.batch = 0
@@ -85,10 +89,13 @@ class Trainer:
             torch.manual_seed(self.own_seed("train"))
             if self.adopted is not None:
                 try:
-                    self.e.method.adopt(self.adopted)
+                    self.e.method.adopt(*self.adopted)
                 except ValueError as error:
                     raise Misuse(f"start.take = mask: {error}.") from None
-            self.e.method.begin(self.ctx)
+            try:
+                self.e.method.begin(self.ctx)
+            except ValueError as error:
+                raise Misuse(f"method: {error}.") from None
             self.recorders.begin()
         while self.ctx.epoch <= self.e.schedule.epochs and not self.broken:
             self.train_epoch()

@@ -201,5 +201,8 @@ def test_prunable_weights_are_those_of_convolutions_and_linear_layers() -> None:
 def test_keep_dense_patterns_match_layer_names() -> None:
     assert list(prunable_weights(network(), ["0", "*.shortcut"])) == ["3.body.weight", "6.weight"]
     assert list(prunable_weights(network(), ["3.*"])) == ["0.weight", "6.weight"]
+    assert list(prunable_weights(network(), ["type:Linear"])) == ["0.weight", "3.shortcut.weight", "3.body.weight"]
     with pytest.raises(ValueError, match=r"pattern 'fc' matches none of the layers 0, 3\.shortcut, 3\.body, 6"):
         prunable_weights(network(), ["0", "fc"])
+    with pytest.raises(ValueError, match=r"pattern 'type:linear' matches none of the layers"):
+        prunable_weights(network(), ["type:linear"])

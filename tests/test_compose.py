@@ -172,7 +172,7 @@ def test_a_configuration_that_json_cannot_hold_composes_too() -> None:
         ("start={parent: 3}", "start.parent should be the list of overrides"),
         ("start={parent: [3]}", "start.parent should be the list of overrides"),
         ("start={parent: [], tak: mask}", "Did you mean 'take'?"),
-        ("start={parent: [], take: masks}", "start.take = 'masks' should be weights, mask or init"),
+        ("start={parent: [], take: masks}", "start.take = 'masks' should be one of weights, mask, weights_and_mask"),
         ("start={parent: [], checkpoint: best}", "start.checkpoint = 'best' should be last"),
     ],
 )

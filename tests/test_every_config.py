@@ -44,6 +44,10 @@ def small(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "dataset": noise, "start": None, "schedule": {**config["schedule"], "batch_size": 2}}
 
 
+def ones(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: torch.ones_like(w, dtype=torch.bool) for name, w in trainer.e.method.effective().items()}
+
+
 def test_there_are_configurations_to_build() -> None:
     assert len(distinct()) >= 50
 
@@ -55,6 +59,8 @@ def test_every_distinct_config_builds_and_takes_a_step(tmp_path: Path) -> None:
         directory = RunDirectory(tmp_path / str(number))
         trainer = Trainer(make(small(run.config)), directory)
         before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+        if "mask" in ((run.config["start"] or {}).get("take") or ""):  # a parent that kept all it began with
+            trainer.e.method.adopt(ones(trainer), trainer.e.method.effective())
         trainer.e.method.begin(trainer.ctx)
         trainer.e.method.on_epoch(trainer.ctx)
         trainer.model.train()

@@ -1,0 +1,38 @@
+"""Ranking: which weights (or filters) have the largest scores, over all layers together or within each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from methods.allocation import allocate, kept_of
+from methods.masks import top_mask
+
+Ranking = Literal["global", "uniform", "erk"]
+
+
+def ranked(
+    scores: Sequence[Tensor], shapes: Sequence[Sequence[int]], ranking: Ranking, sparsity: float
+) -> list[Tensor]:
+    """Flat boolean masks of the largest `scores`: exactly `kept_of(total, sparsity)` in all, ties to the lower index.
+
+    `ranking`: "global" compares the scores of all layers; "uniform" and "erk" rank within layers, whose shares are
+    those of `methods.allocation.allocate` for these `shapes` (of the weights, one per score tensor).
+    """
+    if ranking == "global":
+        return top_over_all(scores, kept_of(sum(s.numel() for s in scores), sparsity))
+    return top_per_layer(scores, allocate(ranking, shapes, sparsity))
+
+
+def top_over_all(scores: Sequence[Tensor], keep: int) -> list[Tensor]:
+    """Flat boolean masks of the `keep` largest of all scores together."""
+    flat = [s.reshape(-1) for s in scores]
+    return list(top_mask(torch.cat(flat), keep).split([s.numel() for s in flat]))
+
+
+def top_per_layer(scores: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Flat boolean masks of the `counts[i]` largest of scores i."""
+    return [top_mask(s, count) for s, count in zip(scores, counts, strict=True)]

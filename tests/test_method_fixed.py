@@ -1,0 +1,198 @@
+"""Masks that are fixed before the first step: one-shot, fine-tuning, retraining, lottery tickets; soft filters; SM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from methods.allocation import kept_of
+from methods.fixed import Fixed
+from methods.lottery import Lottery
+from methods.schedules import lottery_parent
+from methods.sfp import SFP
+from methods.sparse_momentum import SparseMomentum
+from runner import checkpoint
+from runner.compose import compose
+from runner.execute import execute
+from runner.experiment import make
+from runner.identity import parent_config, run_dir
+
+SHAPES = [(6, 4), (6, 8), (4, 3)]
+SMALL = ["model.hidden=[20,10]", "dataset.train_subset=300", "schedule.epochs=2"]
+
+
+def last(path: Path) -> dict[str, Any]:
+    return checkpoint.read(path / "checkpoints" / checkpoint.LAST)
+
+
+def chain(tmp_path: Path, *given: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The configuration, run, and the last checkpoints of its run and of all that it builds on, the oldest first."""
+    overrides = [*given, f"runs={tmp_path}"]
+    config = compose(overrides)
+    execute(config, overrides)
+    states = []
+    stage: Any = config
+    while stage is not None:
+        states.insert(0, last(run_dir(tmp_path, stage)))
+        stage = parent_config(stage)
+    return config, states
+
+
+def test_one_shot_keeps_the_largest_weights_of_the_trained_parent(tmp_path: Path) -> None:
+    _, (dense, child) = chain(tmp_path, *SMALL, "method=oneshot", "method.sparsity=0.8")
+    weights = torch.cat([dense["model"][name].flatten().abs() for name in child["method"]["masks"]])
+    kept = torch.cat([mask.flatten() for mask in child["method"]["masks"].values()])
+    assert int(kept.sum()) == kept_of(kept.numel(), 0.8)
+    assert float(weights[kept].min()) >= float(weights[~kept].max())
+
+
+@pytest.mark.parametrize(("method", "parent"), [("dpf_finetuned", "dpf"), ("incremental_finetuned", "incremental")])
+def test_fine_tuning_has_its_parents_weights_and_mask(method: str, parent: str, tmp_path: Path) -> None:
+    more = ["method.sparsity=0.8", "schedule.lr=0", "schedule.epochs=40"]
+    config, (first, second) = chain(
+        tmp_path, "model.hidden=[20,10]", "dataset.train_subset=100", f"method={method}", *more
+    )
+    assert config["start"]["parent"]["method"]["name"] == parent
+    assert config["start"]["parent"]["method"]["sparsity"] == 0.8
+    for name, mask in first["method"]["masks"].items():
+        assert torch.equal(second["method"]["masks"][name], mask)
+        assert torch.equal(second["model"][name], first["model"][name])  # nothing was learnt at lr 0
+        assert int(second["model"][name][~mask].count_nonzero()) == 0
+
+
+def test_retraining_a_mask_begins_from_the_initial_weights_or_from_others(tmp_path: Path) -> None:
+    more = ["model.hidden=[20,10]", "dataset.train_subset=100", "method=retrain_mask", "schedule.lr=0"]
+    started = {}
+    for initialization in ("original", "random"):
+        config, (parent, child) = chain(tmp_path, *more, f"start.initialization={initialization}")
+        started[initialization] = child["model"]
+        plain = make(compose(more[:2])).model.state_dict()
+        for name, mask in parent["method"]["masks"].items():
+            same = torch.equal(child["model"][name], torch.where(mask, plain[name], 0.0))
+            assert same == (initialization == "original")
+            assert torch.equal(child["model"][name] != 0, mask & (child["model"][name] != 0))
+        assert config["start"]["initialization"] == initialization
+    again, _ = chain(tmp_path, *more, "start.initialization=random")
+    assert torch.equal(last(run_dir(tmp_path, again))["model"]["fc1.weight"], started["random"]["fc1.weight"])
+
+
+# Lottery tickets
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.2, 0.3, 0.36, 0.5, 0.9, 0.99])
+def test_the_rounds_go_down_to_a_dense_run(sparsity: float) -> None:
+    levels = [sparsity]
+    while (found := lottery_parent(levels[-1], 0.2)) != ["method=dense"]:
+        assert found[0] == "method=lottery" and found[2] == "method.rate=0.2"
+        levels.append(float(found[1].removeprefix("method.sparsity=")))
+    rounds = math.ceil(math.log(1 - sparsity) / math.log(0.8) - 1e-9)
+    assert levels[1:] == pytest.approx([1 - 0.8**n for n in range(rounds - 1, 0, -1)])
+
+
+def test_every_round_prunes_what_it_trained_and_starts_anew(tmp_path: Path) -> None:
+    _, (dense, first, second) = chain(tmp_path, *SMALL, "method=lottery", "method.sparsity=0.36")
+    plain = make(compose(SMALL)).model.state_dict()
+    before: dict[str, torch.Tensor] = {name: torch.ones_like(mask) for name, mask in first["method"]["masks"].items()}
+    for parent, child, sparsity in ((dense, first, 0.2), (first, second, 0.36)):
+        masks = child["method"]["masks"]
+        kept = torch.cat([mask.flatten() for mask in masks.values()])
+        trained = torch.cat([torch.where(before[n], parent["model"][n].abs(), -1.0).flatten() for n in masks])
+        assert int(kept.sum()) == kept_of(kept.numel(), sparsity)
+        assert float(trained[kept].min()) >= float(trained[~kept].max())
+        assert all(bool((before[name] | ~masks[name]).all()) for name in masks)
+        before = masks
+    # A round that learns nothing shows where it began.
+    _, states = chain(tmp_path, *SMALL, "method=lottery", "method.sparsity=0.2", "schedule.lr=0")
+    for name, mask in states[-1]["method"]["masks"].items():
+        assert torch.equal(states[-1]["model"][name], torch.where(mask, plain[name], 0.0))
+
+
+def test_a_ticket_without_a_parent_is_refused(bench: Any, gaussian: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="a lottery ticket needs a parent run's weights"):
+        bench(Lottery(sparsity=0.5), gaussian(SHAPES, 0))
+
+
+def test_a_ticket_is_never_denser_than_its_parent(bench: Any, gaussian: Callable[..., Any]) -> None:
+    weights = gaussian(SHAPES, 0)
+    parent = bench(Fixed(sparsity=0.5), weights)
+    child = bench(Lottery(sparsity=0.4), weights, begin=False)
+    with pytest.raises(ValueError, match=r"sparsity 0\.4 keeps more"):
+        child.method.adopt(parent.method.masks(), dict(zip(child.method.weights, weights, strict=True)))
+
+
+# Soft filter pruning
+
+
+def test_soft_filters_by_hand(bench: Any) -> None:
+    one = torch.tensor([[3.0, 4.0], [1.0, 1.0], [0.0, 2.5], [0.5, 0.0]])
+    b = bench(SFP(sparsity=0.5), [one], lr=1.0, steps_per_epoch=2, epochs=2)
+    nothing, towards = torch.zeros_like(one), torch.tensor([[0.0, 0.0], [-9.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    b.step([nothing])
+    assert b.values() == [one.flatten().tolist()] and b.counts() == [8]  # within an epoch nothing is enforced
+    b.step([nothing])
+    assert b.values() == [[3.0, 4.0, 0.0, 0.0, 0.0, 2.5, 0.0, 0.0]] and b.counts() == [4]
+    b.step([towards])  # the zeroed filters learn again
+    assert b.values() == [[3.0, 4.0, 9.0, 0.0, 0.0, 2.5, 0.0, 0.0]] and b.counts() == [8]
+    b.step([nothing])  # and the second has overtaken the third
+    assert b.values() == [[3.0, 4.0, 9.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
+
+
+def test_soft_filters_ramp(bench: Any, gaussian: Callable[..., Any]) -> None:
+    b = bench(SFP(sparsity=0.5, end_epoch=2), gaussian([(16, 4), (8, 16)], 0), steps_per_epoch=1, epochs=3)
+    counts = []
+    for _ in range(3):
+        b.step([torch.zeros_like(w) for w in b.weights])
+        counts.append(b.counts())
+    assert counts == [[9 * 4, 5 * 16], [8 * 4, 4 * 16], [8 * 4, 4 * 16]]  # 0.4375 of 16: 7; of 8: 3.5, half up stay
+
+
+# Sparse momentum
+
+
+def test_sparse_momentum_by_hand(bench: Any) -> None:
+    """One cycle with all numbers given: prune half of each layer, share out by mean momentum, grow by momentum."""
+    weights = [torch.zeros(2, 4), torch.zeros(2, 3)]
+    b = bench(SparseMomentum(sparsity=0.0, prune_rate=1.0), weights, momentum=0.9)
+    method = b.method
+    method.mask.set(0, torch.tensor([1, 1, 1, 1, 0, 0, 0, 0], dtype=torch.bool))
+    method.mask.set(1, torch.tensor([1, 1, 0, 0, 0, 0], dtype=torch.bool))
+    b.weights[0].data.view(-1).copy_(torch.tensor([4.0, -1.0, 3.0, 0.5, 0.0, 0.0, 0.0, 0.0]))
+    b.weights[1].data.view(-1).copy_(torch.tensor([-2.0, 0.1, 0.0, 0.0, 0.0, 0.0]))
+    momenta = [torch.tensor([1.0, 9.0, 1.0, 0.0, 0.1, 0.2, 0.3, 0.4]), torch.tensor([2.0, 0.0, 0.5, 0.7, 0.6, 0.0])]
+    method.move(0.5, [m.double() for m in momenta])  # a rate of 1/2: layers lose 2 and 1
+    # Survivors 0 and 2 (mean momentum 1), and 0 (mean 2): of three weights one grows in the first layer, two below.
+    assert b.kept()[0] == [True, True, True, False, False, False, False, False]  # 1 was pruned and comes back
+    assert b.kept()[1] == [True, False, False, True, True, False]
+    assert b.values()[0] == [4.0, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert b.values()[1] == [-2.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_sparse_momentum_moves_at_the_ends_of_epochs_but_the_last(bench: Any, gaussian: Callable[..., Any]) -> None:
+    b = bench(SparseMomentum(sparsity=0.5), gaussian(SHAPES, 0), momentum=0.9, steps_per_epoch=4, epochs=3)
+    moved: list[tuple[int, float]] = []
+    b.method.move = lambda progress, momenta: moved.append((b.ctx.step, progress))
+    for seed in range(12):
+        b.step(gaussian(SHAPES, seed))
+    assert moved == [(3, pytest.approx(1 / 3)), (7, pytest.approx(2 / 3))]
+
+
+def test_sparse_momentum_sees_the_momentum_of_empty_positions(bench: Any, gaussian: Callable[..., Any]) -> None:
+    b = bench(SparseMomentum(sparsity=0.5), gaussian(SHAPES, 0), momentum=0.9, steps_per_epoch=4, epochs=3)
+    total = sum(b.counts())
+    for seed in range(12):
+        grads = gaussian(SHAPES, seed)
+        b.step(grads)
+        assert sum(b.counts()) == total
+    for weight in b.weights:
+        assert bool((b.optimizer.state[weight]["momentum_buffer"] != 0).all())
+
+
+def test_sparse_momentum_without_momentum_is_refused(bench: Any, gaussian: Callable[..., Any]) -> None:
+    b = bench(SparseMomentum(sparsity=0.5), gaussian(SHAPES, 0), steps_per_epoch=1)
+    with pytest.raises(ValueError, match="needs an optimizer with momentum"):
+        b.step(gaussian(SHAPES, 1))
