@@ -175,7 +175,7 @@ def _print_epoch(line: dict[str, Any]) -> None:
 
 
 def _metrics(line: dict[str, Any]) -> str:
-    shown = {name: value for name, value in line.items() if name.startswith(("train/", "test/", "mask/"))}
+    shown = {name: value for name, value in line.items() if name.startswith(("train/", "test/", "mask/sparsity"))}
     return "  ".join(f"{name} {float(value):.4g}" for name, value in shown.items())  # recorded ones may be "nan"
 
 

@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from runner.errors import Misuse
 from runner.records import is_held
@@ -39,8 +41,8 @@ def _queued(root: Path) -> tuple[set[tuple[str, int]], bool]:
         waiting = [
             task
             for job in jobs
-            for index, pack in job["tasks"].items()
-            if (str(job["id"]), int(index)) in (listing or ())
+            for index, pack in _packs(job).items()
+            if (str(job["id"]), index) in (listing or ())
             for task in pack
         ]
         if alive or waiting:
@@ -48,6 +50,14 @@ def _queued(root: Path) -> tuple[set[tuple[str, int]], bool]:
                 tasks = load(folder / TASKS)
                 found |= {task.identity for task in (tasks if alive else [tasks[index] for index in waiting])}
     return found, answered
+
+
+def _packs(job: Mapping[str, Any]) -> dict[int, list[int]]:
+    """The tasks of each index of a job's array; submissions made before there were packs list one an index."""
+    tasks = job["tasks"]
+    if isinstance(tasks, list):
+        return {task - job["offset"]: [task] for task in tasks}
+    return {int(index): pack for index, pack in tasks.items()}
 
 
 def listed() -> set[tuple[str, int]] | None:

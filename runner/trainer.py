@@ -138,7 +138,10 @@ class Trainer:
         line = {"epoch": ctx.epoch, "step": ctx.step, "lr": ctx.lr}
         line |= {f"train/{name}": value for name, value in e.task.metrics(trained).items()}
         line |= {f"test/{name}": value for name, value in self.evaluate().items()}
-        line |= {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in self.densities().items()}
+        densities = self.densities()
+        line |= {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in densities.items()}
+        kept, total = densities["mask"]
+        line["mask/parameters"] = sum(p.numel() for p in self.model.parameters()) - (total - kept)
         line |= self.recorders.observe(ctx.epoch)
         line |= {"time/epoch_s": time.perf_counter() - began, "time/samples_per_s": samples / seconds}
         self.history.append(self.world.lead(lambda: self.record(line)))

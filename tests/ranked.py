@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from test_contract import BUSY, METHODS, overrides, state_of
+from test_contract import BUSY, METHODS, overrides, state_of, with_parent
 from torch import Tensor
 
 from methods.base import Context, Method
@@ -48,7 +48,7 @@ class Penalised(Method):
 
 
 def trainer(world: World, path: Path, given: list[str], stop: Callable[[], bool] = lambda: False) -> Trainer:
-    return Trainer(make(compose(given)), RunDirectory(path), stop=stop, world=world)
+    return with_parent(Trainer(make(compose(given)), RunDirectory(path), stop=stop, world=world))
 
 
 def trained(world: World, path: Path, given: list[str], method: Method | None = None) -> Findings:
@@ -56,7 +56,7 @@ def trained(world: World, path: Path, given: list[str], method: Method | None = 
     experiment = make(compose(given))
     if method is not None:
         experiment.method = method
-    t = Trainer(experiment, RunDirectory(path), world=world)
+    t = with_parent(Trainer(experiment, RunDirectory(path), world=world))
     digests: list[str] = []
     t.stop = lambda: digests.append(digest(_tensors(t.e.method.replicated()))) is not None  # type: ignore[misc]
     t.fit()

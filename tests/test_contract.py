@@ -19,6 +19,7 @@ from torch import Tensor
 from data.order import derive
 from methods.allocation import kept_of
 from methods.base import Method
+from methods.lottery import Lottery
 from methods.masks import digest
 from runner import checkpoint
 from runner.compose import CONF, compose, names
@@ -73,8 +74,12 @@ def overrides(method: str, model: str, *more: str) -> list[str]:
 
 
 def trainer(config: dict[str, Any], path: Path, stop: Callable[[], bool] = lambda: False) -> Trainer:
-    t = Trainer(make(config), RunDirectory(path), stop=stop)
-    if config["method"]["name"] == "lottery":  # a parent that is dense and has learnt nothing
+    return with_parent(Trainer(make(config), RunDirectory(path), stop=stop))
+
+
+def with_parent(t: Trainer) -> Trainer:
+    """The trainer; of a method that cannot do without a parent, after one that is dense and has learnt nothing."""
+    if isinstance(t.e.method, Lottery):
         t.adopted = {}, t.e.method.effective()
     return t
 
@@ -164,6 +169,8 @@ def test_masks_are_exact_and_weights_zero_outside_after_every_step(method: str, 
     assert (len(digests) > 1) == (method in MOVING)
     line = t.history[-1]
     assert line["mask/sparsity"] == pytest.approx(1 - kept / total, abs=1e-12)
+    dropped = sum(int((~mask).sum()) for mask in t.e.method.masks().values())
+    assert line["mask/parameters"] == sum(p.numel() for p in t.model.parameters()) - dropped
     nonzero = sum(int(weight.count_nonzero()) for weight in t.e.method.effective().values())
     assert line["effective/sparsity"] == pytest.approx(1 - nonzero / total, abs=1e-12)
 

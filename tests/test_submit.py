@@ -875,6 +875,13 @@ def test_the_queue_knows_tasks_beyond_slurms_indices(tiny: list[str], tmp_path: 
     assert queued(tmp_path) == {tasks[2].identity}
 
 
+def test_the_queue_knows_submissions_from_before_there_were_packs(tiny: list[str], tmp_path: Path, site: Path) -> None:
+    tasks = [Task(compose([*tiny, f"seed={seed}"]), ()) for seed in range(3)]
+    freeze(new_folder(tmp_path), tasks, {"jobs": [{"id": "5", "level": 0, "offset": 1, "tasks": [1, 2]}]})
+    (site / "squeue.answer").write_text("5 0\n")
+    assert queued(tmp_path) == {tasks[1].identity}
+
+
 def test_the_array_script_adds_its_offset(tiny: list[str], tmp_path: Path) -> None:
     tasks = [Task(compose([*tiny, f"runs={tmp_path}/runs", f"seed={seed}"]), ()) for seed in (0, 1)]
     freeze(tmp_path, tasks, {})
