@@ -19,6 +19,7 @@ class Images(Dataset):
     `train` and `test`: (images, labels), uint8 of shape (n, channels, height, width) and int64 of shape (n,).
     `peak`: the pixel value that counts as 1.0 before `mean` and `std` (per channel) are applied. `augment` takes a
     uint8 batch and a generator. `digest`: the expected content digest; ValueError when the data have another one.
+    `train_subset`: of so many training samples the first of each class, in the classes' own proportions.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class Images(Dataset):
             raise ValueError(
                 f"the data's digest is {found}, not {digest}: these are not the data the numbers belong to"
             )
-        if train_subset is not None:
-            train = (train[0][:train_subset], train[1][:train_subset])
+        if train_subset is not None and train_subset < len(train[1]):
+            chosen = proportional_part(train[1], train_subset)
+            train = (train[0][chosen], train[1][chosen])
         self.train, self.test = train, test
         self.num_classes = num_classes
         self.in_shape = tuple(train[0].shape[1:])
@@ -74,6 +76,16 @@ class Images(Dataset):
 
     def _normalise(self, images: Tensor) -> Tensor:
         return images.float().sub_(self.offset).div_(self.scale)
+
+
+def proportional_part(labels: Tensor, count: int) -> Tensor:
+    """The positions, ascending, of `count` samples: the first of each class, as many as its share of `labels` (n,)."""
+    counts = labels.bincount()
+    by_class = labels.argsort(stable=True)
+    place = torch.empty_like(labels)  # of each sample among those of its class
+    place[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
+    share = (place.double() + 0.5) / counts[labels]  # of its class that is taken when it is
+    return share.argsort(stable=True)[:count].sort().values
 
 
 def content_digest(*tensors: Tensor) -> str:

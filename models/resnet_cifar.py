@@ -97,22 +97,28 @@ class ResNet(nn.Module):
     """stem, norm, relu -> group1, group2, group3 of blocks -> average pool -> fc."""
 
     def __init__(
-        self, block: type[Basic | Bottleneck], blocks: int, num_classes: int, in_channels: int, shortcut: Shortcut
+        self,
+        block: type[Basic | Bottleneck],
+        blocks: int,
+        num_classes: int,
+        in_channels: int,
+        shortcut: Shortcut,
+        width: int,
     ) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(16)
+        self.stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
 
         def group(fan_in: int, width: int, stride: int) -> nn.Sequential:
             later = (block(block.expansion * width, width, 1, shortcut) for _ in range(blocks - 1))
             return nn.Sequential(block(fan_in, width, stride, shortcut), *later)
 
-        self.group1 = group(16, 16, 1)
-        self.group2 = group(16 * block.expansion, 32, 2)
-        self.group3 = group(32 * block.expansion, 64, 2)
+        self.group1 = group(width, width, 1)
+        self.group2 = group(width * block.expansion, 2 * width, 2)
+        self.group3 = group(2 * width * block.expansion, 4 * width, 2)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(64 * block.expansion, num_classes)
+        self.fc = nn.Linear(4 * width * block.expansion, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -129,8 +135,11 @@ def resnet_cifar(
     depth: Annotated[int, "8 <= x"],
     shortcut: Shortcut = "projection",
     block: Literal["basic", "bottleneck"] = "basic",
+    width: Annotated[int, "1 <= x"] = 16,
 ) -> nn.Module:
     """ResNet-depth: images (N, C, H, W) -> logits (N, num_classes); depth = 6n + 2, n blocks in each of 3 groups.
+
+    The groups' blocks have `width`, twice and four times as many channels; He et al.'s networks have 16.
 
     `shortcut`, where the shape changes: a 1x1 convolution with batch norm (`projection`, He et al.'s option B: the
     public code of DPF's first author, https://github.com/epfml/ChocoSGD, and open_lth), or the input with zeros for the
@@ -147,4 +156,4 @@ def resnet_cifar(
         raise ValueError(f"shortcut is 'projection' or 'identity', not {shortcut!r}")
     if block not in BLOCKS:
         raise ValueError(f"block is 'basic' or 'bottleneck', not {block!r}")
-    return ResNet(BLOCKS[block], (depth - 2) // 6, num_classes, in_shape[0], shortcut)
+    return ResNet(BLOCKS[block], (depth - 2) // 6, num_classes, in_shape[0], shortcut, width)

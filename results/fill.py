@@ -13,15 +13,23 @@ from results.calibration import CALIBRATIONS, applied
 from results.cell import Cell
 from results.collect import Collection
 from results.comparison import best_places
+from results.document import load
 from results.plan import Compose, composed
 from results.record import Record
 from results.table import Line, Slot, Table, operands
-from runner.compose import Composition
+from runner.compose import CONF, Composition
 from runner.compose import compose as compose_config
 from runner.errors import Misuse
 
 #: The profile that is no profile: the paper's own settings.
 FULL = "full"
+
+
+def titled(profile: str | None) -> str:
+    """What a title adds for a profile: its name, and what it changes."""
+    if profile is None:
+        return ""
+    return f" (profile {profile}: {load(CONF / 'profile' / f'{profile}.yaml')['says']})"
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Sheet:
 
     @property
     def title(self) -> str:
-        return self.table.title if self.profile is None else f"{self.table.title} (profile {self.profile})"
+        return self.table.title + titled(self.profile)
 
     @property
     def complete(self) -> bool:

@@ -14,7 +14,7 @@ from results.address import PAPERS
 from results.cell import Cell
 from results.collect import Collection
 from results.figure import Figure, Grid, NotDrawn, Plotted, RunMetric, Series, recorder_of
-from results.fill import Sheet, fill
+from results.fill import Sheet, fill, titled
 from results.plan import Compose
 from results.record import Record
 from results.statistics import mean, sample_std
@@ -45,8 +45,9 @@ def plot(
     if not reader.drawn:
         empty = f"{figure.address} would be empty: {figure.table} has no run with a value for it yet."
         raise NotDrawn(" ".join((empty, *reader.unrecorded())))
-    suffix = f" (profile {sheet.profile})" if sheet.profile else ""
-    return Plotted(figure, figure.title + suffix, sheet.profile, remarks=reader.remarks(content), **content)
+    return Plotted(
+        figure, figure.title + titled(sheet.profile), sheet.profile, remarks=reader.remarks(content), **content
+    )
 
 
 def _waiting(figure: Figure, needs: Iterable[str]) -> NotDrawn:

@@ -167,23 +167,40 @@ def _compose(overrides: tuple[str, ...]) -> Composition:
 def _finish(config: Config, overrides: Sequence[str]) -> Config:
     """Apply the profile, embed the parent of a stage, and check what needs no class to be checked."""
     profile = config["profile"]
-    factor = profile["stretch"]
-    if not isinstance(factor, int | float) or not factor > 0:
-        raise Misuse(f"profile.stretch = {factor!r} should be a number above 0.")
-    if profile.get("train_subset") is not None and "train_subset" in config["dataset"]:
+    if profile["train_subset"] is not None and "train_subset" in config["dataset"]:
         config["dataset"]["train_subset"] = profile["train_subset"]
+    for name in ("precision", "memory_format"):
+        if profile[name] is not None and not any(text.startswith(f"{name}=") for text in overrides):
+            config[name] = profile[name]
     start, config["start"] = config["start"], None
+    embedded, factor = _embed_parent(start, overrides) if start else (None, None)
+    if factor is None:
+        factor = _factor(profile, config["schedule"]["epochs"])
+    profile["stretch"] = factor
     try:
         config = {name: value if name == "profile" else stretch(value, factor) for name, value in config.items()}
         check_ranges(config)
     except ValueError as error:
         raise Misuse(f"{error}.") from None
-    if start:
-        config["start"] = _embed_parent(start, overrides)
+    config["start"] = embedded
     return config
 
 
-def _embed_parent(start: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def _factor(profile: dict[str, Any], epochs: Any) -> float:
+    """What a profile multiplies the epochs of a recipe by whose first stage has `epochs`."""
+    for name in ("epochs", "stretch"):
+        if (value := profile[name]) is None:
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+            raise Misuse(f"profile.{name} = {value!r} should be a number above 0.")
+        if name == "stretch":
+            return value
+        return min(1.0, value / epochs) if isinstance(epochs, int | float) and epochs > 0 else 1.0
+    raise Misuse("a profile should say either epochs or stretch.")
+
+
+def _embed_parent(start: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], float]:
+    """The `start` of a stage with its parent's science, and the factor on the parent's epochs."""
     options = ("parent", "checkpoint", "take", "initialization")
     for name in set(start) - set(options):
         raise Misuse(f"there is no option 'start.{name}'.{nearest(name, options)}")
@@ -202,13 +219,14 @@ def _embed_parent(start: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
     parent = compose(own)
     # Not `science`, which drops how the parent's own parent was written: that is needed to run it.
     embedded = {name: parent[name] for name in SCIENCE}
-    return {
+    whole = {
         "parent": embedded,
         "checkpoint": "last",
         "take": take,
         "initialization": initialization,
         "overrides": own,
     }
+    return whole, parent["profile"]["stretch"]
 
 
 def check_ranges(config: Config, path: str = "") -> None:

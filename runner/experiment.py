@@ -29,6 +29,9 @@ _GIVEN = {
 }
 
 
+MEMORY_FORMATS = ("contiguous", "channels_last")
+
+
 @dataclass(kw_only=True)
 class Settings:
     """The machine's side of training (`conf/trainer`): none of it is part of the key."""
@@ -37,7 +40,6 @@ class Settings:
     devices: Annotated[int, "1 <= x"] = 1
     threads: Annotated[int, "1 <= x"] = 1
     eval_batch_size: Annotated[int, "1 <= x"] = 1000
-    channels_last: bool = False
     compile: bool = False
     checkpoint_seconds: Annotated[float, "0 <= x"] = 60.0
     deterministic: bool = True
@@ -67,6 +69,8 @@ def validate(config: Config) -> tuple[Settings, Schedule, Method]:
     """Check a whole resolved configuration without loading data or building a model; Misuse says what is wrong."""
     if config["precision"] not in PRECISIONS:
         raise Misuse(f"precision = {config['precision']!r} should be one of {', '.join(PRECISIONS)}.")
+    if memory_format(config) not in MEMORY_FORMATS:
+        raise Misuse(f"memory_format = {config['memory_format']!r} should be one of {', '.join(MEMORY_FORMATS)}.")
     seed = config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise Misuse(f"seed = {seed!r} should be a whole number, 0 or above.")
@@ -89,6 +93,11 @@ def validate(config: Config) -> tuple[Settings, Schedule, Method]:
     return settings, schedule, method
 
 
+def memory_format(config: Config) -> str:
+    """Contiguous in a configuration from before there was a choice."""
+    return config.get("memory_format", "contiguous")
+
+
 def _dataclass(config: Config, group: str, kind: type) -> Any:
     section = {name: value for name, value in config[group].items() if name != "name"}
     check_arguments(section, kind, group)
@@ -109,7 +118,7 @@ def make(config: Config) -> Experiment:
     other = (config.get("start") or {}).get("initialization") == "random"
     torch.manual_seed(derive(config["seed"], "model", *(["another"] if other else [])))
     model = build(config["model"], "model", num_classes=data.num_classes, in_shape=data.in_shape)
-    if settings.channels_last:
+    if memory_format(config) == "channels_last":
         # Activations only: weights stay contiguous, since masks address them by flat position.
         model.register_forward_pre_hook(_channels_last)
     return Experiment(

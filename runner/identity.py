@@ -15,13 +15,14 @@ from typing import Any
 
 Config = dict[str, Any]
 
-SCIENCE = ("model", "dataset", "method", "schedule", "task", "precision", "start")
+SCIENCE = ("model", "dataset", "method", "schedule", "task", "precision", "memory_format", "start")
 
 NEUTRAL: dict[str, Any] = {
     "start": None,
     "dataset.train_subset": None,
     "schedule.accumulate": 1,
     "schedule.drop_last": False,
+    "memory_format": "contiguous",
     "method.initial_sparsity": 0.0,
     "start.initialization": "original",
 }

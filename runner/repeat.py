@@ -14,7 +14,7 @@ from runner.compose import compose
 from runner.errors import Misuse
 from runner.execute import execute
 from runner.experiment import make
-from runner.identity import SCIENCE, Config, run_dir
+from runner.identity import NEUTRAL, SCIENCE, Config, run_dir
 from runner.records import RunDirectory, read_metrics
 from runner.trainer import Progress, Trainer
 
@@ -26,14 +26,16 @@ def here(config: Mapping[str, Any], data: str | None = None, device: str | None 
     """A stored configuration made to run on this machine: its science, precision, threads and seed as they are.
 
     `data`: the data root; REGROW_DATA comes next, then the stored one. Nobody but the run directory hears of the run.
+    Machine settings that are no more are left out.
     Misuse when the stored configuration lacks a section.
     """
     for section in (*SCIENCE, "seed", "trainer"):
-        if section not in config and section != "start":
+        if section not in config and section not in NEUTRAL:
             raise Misuse(f"the stored configuration has no section {section!r}, so the run cannot be built from it.")
     now = compose()
     root = data or os.environ.get("REGROW_DATA") or (config.get("data") or now["data"])["root"]
-    trainer = dict(config["trainer"]) | ({} if device is None else {"device": device})
+    trainer = {name: value for name, value in config["trainer"].items() if name in now["trainer"]}
+    trainer |= {} if device is None else {"device": device}
     return {**now, **config, "logger": now["logger"], "data": {"root": root}, "trainer": trainer}
 
 

@@ -81,7 +81,7 @@ def _parser() -> Arguments:
         "--profile", metavar="P", help="calibrate the cells of this profile: " + ", ".join(names("profile"))
     )
     parser.add_argument(
-        "--search", metavar="P", default="short", help="the search runs' profile (default: %(default)s)"
+        "--search", metavar="P", default="tenth", help="the search runs' profile (default: %(default)s)"
     )
     parser.add_argument("--tolerance", type=float, default=0.003, help="how far off is a hit (default: %(default)s)")
     parser.add_argument("--budget", type=int, default=8, metavar="N", help="search runs at most (default: %(default)s)")

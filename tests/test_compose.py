@@ -232,12 +232,12 @@ def test_a_stage_embeds_its_parent_which_inherits_all_but_method_schedule_and_st
 
 
 def test_a_profile_stretches_every_epoch_valued_field_of_run_and_parent() -> None:
-    config = compose(["experiment=dsr/lenet_mnist", "method=compressed", "profile=short"])
+    config = compose(["experiment=dsr/lenet_mnist", "method=compressed", "profile=tenth"])
     assert config["schedule"]["epochs"] == 4
     assert config["method"]["every_epochs"] == pytest.approx(0.2)
     assert config["schedule"]["lr"] == "1:2 -> 0.02, 3:3 -> 0.004, 4:4 -> 0.0008"
     assert config["start"]["parent"]["schedule"]["epochs"] == 10
-    dsr = compose(["experiment=dsr/lenet_mnist", "method=dsr", "profile=short"])
+    dsr = compose(["experiment=dsr/lenet_mnist", "method=dsr", "profile=tenth"])
     assert dsr["method"]["period"] == "1:3 -> 100, 4:5 -> 200, 6:8 -> 400, 9:10 -> 800"
 
 
@@ -291,3 +291,29 @@ def test_planning_imports_no_torch() -> None:
     code = "import sys; from runner.compose import compose; from runner.identity import key; key(compose([])); "
     done = subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], cwd=CONF.parent)
     assert done.returncode == 0
+
+
+def test_short_is_twenty_epochs_of_the_first_stage_and_all_of_it_is_in_the_key() -> None:
+    given = ["experiment=dpf/cifar10", "method=oneshot"]
+    full, short = compose(given), compose([*given, "profile=short"])
+    parent = short["start"]["parent"]
+    assert parent["schedule"]["epochs"] == 20 and parent["schedule"]["milestones"] == [10, 15]  # of 300, 150 and 225
+    assert short["schedule"]["epochs"] == 4 and short["schedule"]["milestones"] == [2, 3]  # of 60, 30 and 45
+    for config in (short, parent):
+        assert (config["precision"], config["memory_format"]) == ("bf16", "channels_last")
+        assert config["dataset"]["train_subset"] == 20000
+    parts = [["schedule.epochs=4"], ["precision=bf16"], ["memory_format=channels_last"], ["dataset.train_subset=20000"]]
+    assert len({key(compose([*given, *part])) for part in ([], *parts)}) == 5
+    assert compose([*given, "profile=short", "precision=fp32"])["precision"] == "fp32"
+    assert compose(["schedule.epochs=7", "profile=short"])["schedule"]["epochs"] == 7 != full["schedule"]["epochs"]
+
+
+def test_a_profile_that_says_neither_epochs_nor_a_factor_is_refused() -> None:
+    for text, says in (
+        ("profile.stretch=null", "a profile should say either epochs or stretch."),
+        ("profile.epochs=-1", "profile.epochs = -1 should be a number above 0."),
+        ("memory_format=channels", "memory_format = 'channels' should be one of contiguous, channels_last."),
+    ):
+        with pytest.raises(Misuse) as raised:
+            validate(compose([text]))
+        assert str(raised.value) == says

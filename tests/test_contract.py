@@ -417,8 +417,8 @@ def test_a_floor_that_cannot_be_held_is_misuse_before_the_first_step(method: str
 def test_channels_last_changes_the_layout_and_no_mask(method: str, tmp_path: Path) -> None:
     layouts = []
     begun = []
-    for switch in ("false", "true"):
-        t = trainer(compose(overrides(method, "wrn", f"trainer.channels_last={switch}")), tmp_path / switch)
+    for layout in ("contiguous", "channels_last"):
+        t = trainer(compose(overrides(method, "wrn", f"memory_format={layout}")), tmp_path / layout)
         t.model.group2[0].conv1.register_forward_hook(
             lambda module, inputs, output: layouts.append(output.is_contiguous(memory_format=torch.channels_last))
         )

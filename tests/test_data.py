@@ -35,7 +35,7 @@ from data.cifar_archive import LAYOUTS, read_archive, read_official, read_pickle
 from data.digits import digits
 from data.image_files import ImageFiles
 from data.imagenet import central_part, imagenet, names_digest, random_box, random_part
-from data.images import Images, content_digest
+from data.images import Images, content_digest, proportional_part
 from data.mnist import mnist, read_idx
 from data.order import derive, epoch_order
 from data.sources import SOURCES, File, Source
@@ -197,10 +197,13 @@ def test_the_batch_seed_fixes_the_augmentation() -> None:
     assert not first.equal(small_images().batch(torch.arange(20), 7)[0])
 
 
-def test_a_subset_is_the_beginning_and_the_digest_is_of_the_whole() -> None:
+def test_a_subset_is_the_beginning_of_each_class_and_the_digest_is_of_the_whole() -> None:
     whole = small_images()
     digest = content_digest(*whole.train, *whole.test)
     part = small_images(train_subset=5, digest=digest)
+    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0])  # 9, 3 and 3
+    assert proportional_part(labels, 5).tolist() == [0, 1, 2, 6, 9]
+    assert proportional_part(labels, 10).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 9, 10]
     assert part.train_size == 5 and part.train[0].equal(whole.train[0][:5])
     with pytest.raises(ValueError, match=f"digest is {digest}, not 0123"):
         small_images(digest="0123")

@@ -618,7 +618,7 @@ def test_no_text_is_cut_and_the_legend_fits() -> None:
 def test_a_profile_is_in_the_title_and_in_the_file_name(papers: Path, tmp_path: Path) -> None:
     write_run(tmp_path / "runs", [*SET90, "profile=short"])
     plotted = drawn(papers, POINTS, tmp_path / "runs", "short")
-    assert plotted.title == "Toys (profile short)"
+    assert plotted.title.startswith("Toys (profile short: 20 epochs, bf16, ")
     assert [path.name for path in draw.save(plotted, tmp_path)] == ["toys_one.short.png", "toys_one.short.svg"]
 
 

@@ -50,7 +50,7 @@ def test_a_diverged_run_is_told_as_often_as_it_is_asked_for(
 
 
 def test_a_cell_is_a_sweep_over_its_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cell = ["cell=demo/digits/set/s90", "profile=short", "method=dsr"]
+    cell = ["cell=demo/digits/set/s90", "profile=tenth", "method=dsr"]
     assert main(["-m", "hydra/launcher=basic", *cell]) == 0
     assert len(list(tmp_path.glob("runs/digits/lenet_300_100/dsr/*/seed[012]/summary.json"))) == 3
 

@@ -187,7 +187,8 @@ def test_a_profile_titles_the_table_and_never_mixes(tmp_path: Path) -> None:
         write_run(tmp_path / "runs", [*SET90, "profile=short"], seed, accuracy=60.0)
     published = {"set": {"s90": "98.5"}}
     full, short = filled(tmp_path, published=published), filled(tmp_path, profile="short", published=published)
-    assert (full.title, short.title) == ("A toy", "A toy (profile short)")
+    assert full.title == "A toy"
+    assert short.title == "A toy (profile short: 20 epochs, bf16, channels last, 20,000 training samples)"
     assert (full.cells["set", "s90"].mean, short.cells["set", "s90"].mean) == (98.0, 60.0)
     assert full.cells["set", "s90"].key != short.cells["set", "s90"].key
     assert full.cells["set", "s90"].difference == -0.5 and short.cells["set", "s90"].difference is None

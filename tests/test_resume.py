@@ -6,6 +6,7 @@ optimizer's and the method's state, every generator, the sums and the position. 
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
@@ -40,7 +41,8 @@ KINDS = {
 }  # fmt: skip
 # Four steps an epoch (three of the streamed kind); parents of stages, too, must learn in so few.
 LENGTH = ["schedule.epochs=3", "schedule.lr=0.05"]
-PARENT = "['method=dense','schedule.epochs=4','schedule.lr=0.1','schedule.batch_size=6']"
+LEARNS = "'schedule.epochs=4','schedule.lr=0.1','schedule.batch_size=6'"
+PARENT = f"['method=dense',{LEARNS}]"
 ADAM = {"_target_": "torch.optim.AdamW", "betas": [0.9, 0.99]}
 
 
@@ -67,7 +69,24 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def overrides(method: str, kind: str, precision: str, *more: str) -> list[str]:
     given = [*KINDS[kind], *LENGTH, f"precision={precision}", f"method={method}", *BUSY.get(method, [])]
-    return [*given, *([f"start.parent={PARENT}"] if method == "compressed" else []), *more]
+    return [*given, *parents(method), *more]
+
+
+@functools.cache
+def parents(method: str) -> list[str]:
+    """The override that gives a stage a short parent, of the method that it has by itself; of tickets, the second."""
+    if method == "lottery":
+        first = f"'method=lottery','method.sparsity=0.2',{LEARNS},\"start.parent={PARENT}\""
+        return ["method.sparsity=0.36", f"start.parent=[{first}]"]
+    if compose([f"method={method}"])["start"] is None:
+        return []
+    mild = f"method.sparsity={0.1 if 'structured' in method else 0.3}"  # a parent that is no better than chance is none
+    own = compose([f"method={method}", mild])["start"]["overrides"]
+    before = own[0].removeprefix("method=")
+    assert own[0] != before
+    length = ["schedule.epochs=8", "schedule.lr=0.05", "schedule.batch_size=6"]
+    learns = LEARNS.replace("'", "").split(",") if before == "dense" else length
+    return [mild, f"start.parent={[*own, *BUSY.get(before, []), *learns]}"]
 
 
 def composed(given: list[str], root: Path, optimizer: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -222,11 +241,12 @@ def scenarios(rng: random.Random) -> Iterator[tuple[str, list[str], dict[str, An
     while True:
         for kind in KINDS:
             staged = kind != "streamed"  # twelve images teach a parent nothing, and then it has diverged
-            method = rng.choice([name for name in METHODS if staged or name != "compressed"])
+            method = rng.choice([name for name in METHODS if staged or not parents(name)])
             more, precision = [f"seed={turn}"], rng.choice(PRECISIONS)
-            if method == "compressed" or (staged and turn % 4 == 3 and method != "dense"):
-                precision = rng.choice(PRECISIONS[:2])  # fp16 leaves out the first steps, too many for a short parent
+            if not parents(method) and staged and turn % 4 == 3 and method != "dense":
                 more.append(f"start={{parent: {PARENT}, take: weights}}")
+            if parents(method) or len(more) > 1:
+                precision = rng.choice(PRECISIONS[:2])  # fp16 leaves out the first steps, too many for a short parent
             yield kind, overrides(method, kind, precision, *more), rng.choice([None, None, ADAM])
             turn += 1
 

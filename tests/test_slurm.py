@@ -29,7 +29,7 @@ GATES = ROOT / "tests" / "gates"
 #: Four epochs of the digits; saved after every step; a node each, so that one node's end is one run's.
 SITE = ("--cluster", "slurm", "cluster.cpus_per_task=2", "cluster.mem=1G", "trainer.checkpoint_seconds=0")
 CELLS = [f"demo/digits/{row}/{column}" for row in ("static", "gmp", "set", "dsr") for column in ("s80", "s90")]
-SMALL = ("--profile", "short", "--seeds", "0")
+SMALL = ("--profile", "tenth", "--seeds", "0")
 
 
 class Site:
@@ -79,7 +79,7 @@ class Site:
     def table(self, runs: Path) -> list[dict[str, Any]]:
         """The demo's table from a runs root, without where its runs lie and when they ran."""
         text = self.python(
-            "scripts/make_tables.py", "demo/digits", "--profile", "short", "--format", "json", "--runs", str(runs)
+            "scripts/make_tables.py", "demo/digits", "--profile", "tenth", "--format", "json", "--runs", str(runs)
         )
         return json.loads(re.sub(re.escape(str(runs)), "RUNS", text))
 
@@ -402,7 +402,7 @@ def assert_equals_one_process(site: Site, job: Job) -> None:
 def test_submitits_launcher_waits_for_its_jobs(site: Site) -> None:
     """A sweep of two, of which one diverges; the launcher returns when the results are there, and says how they are."""
     options = ("timeout_min=5", "cpus_per_task=1", "mem_gb=1")
-    sweep = ("-m", "runner", "-m", "experiment=demo/digits", "profile=short", "method=set", "schedule.lr=0.05,1e30")
+    sweep = ("-m", "runner", "-m", "experiment=demo/digits", "profile=tenth", "method=set", "schedule.lr=0.05,1e30")
     before = set(site.slurm.jobs())
     said = site.python(*sweep, "hydra/launcher=submitit_slurm", *(f"hydra.launcher.{each}" for each in options), code=3)
     told = re.findall(r"schedule\.lr=(\S+): exit code (\d+)", said)
@@ -423,7 +423,7 @@ def test_a_job_of_submitits_that_is_queued_again_resumes(site: Site) -> None:
     """What it saved is resumed by SLURM; the launcher was told 75 meanwhile."""
     hold(site, CELLS[4], *SMALL, run0="2")
     options = ("timeout_min=5", "cpus_per_task=1", "mem_gb=1")
-    sweep = ["-m", "runner", "-m", f"cell={CELLS[4]}", "seed=0", "profile=short", "trainer.checkpoint_seconds=0"]
+    sweep = ["-m", "runner", "-m", f"cell={CELLS[4]}", "seed=0", "profile=tenth", "trainer.checkpoint_seconds=0"]
     sweep += ["hydra/launcher=submitit_slurm", *(f"hydra.launcher.{each}" for each in options)]
     before = set(site.slurm.jobs())
     with subprocess.Popen([sys.executable, *sweep], cwd=ROOT, env=site.environment) as launching:

@@ -498,7 +498,7 @@ def test_all_tables_are_one_list_in_json_and_a_file_each(toys: Path, capsys: pyt
     assert sorted(path.name for path in (toys / "out").iterdir()) == ["toys_first.json", "toys_second.json"]
     assert json.loads((toys / "out" / "toys_second.json").read_text()) == cells[4:]
     assert make_tables.main(["toys/first", "--profile", "short", "--out", str(toys / "out"), *runs]) == 0
-    assert "(profile short)" in (toys / "out" / "toys_first.short.md").read_text()
+    assert "(profile short: 20 epochs, bf16, " in (toys / "out" / "toys_first.short.md").read_text()
     assert json.loads((toys / "out" / "toys_first.json").read_text()) == cells[:4]
 
 

@@ -164,14 +164,15 @@ class TwoNodes:
     def jobs(self) -> dict[str, dict[str, str]]:
         """Job id (or ARRAY_INDEX) -> what `scontrol show job` says of it, those that have ended included.
 
-        Tasks of an array that still wait are shown by SLURM as one entry, ARRAY_[first-last%parallel].
+        Tasks of an array that still wait are one line of SLURM's, with ArrayTaskId=1,3-5%2 for instance.
         """
         found = {}
         for line in self.run("scontrol", "--oneliner", "show", "job").splitlines():
             fields = dict(re.findall(r"(\S+?)=(\S*)", line))
             if "JobId" in fields:
-                array, index = fields.get("ArrayJobId"), fields.get("ArrayTaskId")
-                found[f"{array}_{index}" if array and index else fields["JobId"]] = fields
+                array, indices = fields.get("ArrayJobId"), fields.get("ArrayTaskId")
+                names = [f"{array}_{index}" for index in _indices(indices)] if array and indices else [fields["JobId"]]
+                found |= dict.fromkeys(names, fields)
         return found
 
     def state(self, job: str) -> str:
@@ -184,6 +185,12 @@ class TwoNodes:
         for path in sorted((self.folder / "log").glob("*.out")):
             parts += [f"--- {path.name}", *path.read_text(errors="replace").splitlines()[-10:]]
         return "\n".join(parts)
+
+
+def _indices(text: str) -> list[int]:
+    """[1, 3, 4, 5] of "1,3-5%2"."""
+    parts = [part.split("-") for part in text.split("%")[0].split(",")]
+    return [index for part in parts for index in range(int(part[0]), int(part[-1]) + 1)]
 
 
 @contextmanager
