@@ -79,7 +79,8 @@ def test_submitits_local_launcher(tiny: list[str], tmp_path: Path, capsys: pytes
     [
         (["-m", "hydra/launcher=basik"], "there is no hydra/launcher 'basik'. Did you mean 'basic'?"),
         (["-m", "hydra/launcher=basic", "hydra.launcher.partition=x"], "'hydra.launcher.partition'"),
-        (["-m", "hydra/launcher=basic", "hydra/sweeper=optuna"], "hydra/sweeper: of Hydra's own settings only"),
+        (["-m", "hydra/launcher=basic", "hydra/sweeper=optuna"], "there is no hydra/sweeper 'optuna'. Valid: lr_grid"),
+        (["-m", "hydra/launcher=basic", "hydra.job.name=x"], "hydra.job.name: of Hydra's own settings only"),
         (["-m", "hydra/launcher=basic", "method=set,dsrr"], "there is no method 'dsrr'"),
         (["-m", "hydra/launcher=basic", "method=set", "method.sparsity=0.5,1.5"], "method.sparsity = 1.5 should be"),
         (["hydra/launcher=basic"], "hydra/launcher=basic is for sweeps; add -m."),
@@ -114,7 +115,7 @@ def test_a_launcher_that_fails_is_one_sentence(
         def launch(self, *arguments: object, **more: object) -> None:
             raise RuntimeError("the scheduler\nis away")
 
-    monkeypatch.setattr(launcher, "_launcher", lambda *given: Away())
+    monkeypatch.setattr(launcher, "make_launcher", lambda *given: Away())
     assert main(["-m", "hydra/launcher=basic", *tiny]) == 1
     assert capsys.readouterr().err == "regrow: hydra/launcher=basic has failed: the scheduler ... is away\n"
 
