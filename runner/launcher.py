@@ -19,7 +19,7 @@ from hydra._internal.callbacks import Callbacks  # a launcher cannot be set up w
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -177,3 +177,23 @@ def job(config: object) -> int:
 
 class _Interruption(BaseException):
     """Of a job in this process: Hydra lets nothing else through."""
+
+
+class Here(Launcher):
+    """Executes jobs one after the other in this process, as the plain `-m` does, and composes nothing by Hydra."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """There is nothing to set up."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """The exit code of each job; of those that were not begun after an interruption, that of the interrupted."""
+        from runner.__main__ import main
+
+        codes: list[int] = []
+        for overrides in job_overrides:
+            interrupted = bool(codes) and codes[-1] == INTERRUPTED
+            codes.append(INTERRUPTED if interrupted else main(list(overrides)))
+        return [
+            JobReturn(overrides, status=JobStatus.COMPLETED, _return_value=code)
+            for overrides, code in zip(job_overrides, codes, strict=True)
+        ]

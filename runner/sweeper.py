@@ -9,6 +9,7 @@ results/calibrations it makes a cell runnable whose overrides hold `schedule.lr=
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -33,11 +34,13 @@ from runner.build import build, locate
 from runner.compose import CONF, compose, parse
 from runner.errors import Misuse, nearest
 from runner.identity import Config, run_dir
-from runner.launcher import INTERRUPTED, LAUNCHER, hand_over, job, launcher_of, make_launcher, prepared
+from runner.launcher import INTERRUPTED, LAUNCHER, Here, hand_over, job, launcher_of, make_launcher, prepared
 
 SWEEPER = "hydra/sweeper"
 _WHERE = "hydra.sweeper"
 _DONE = ("completed", "diverged")
+# What of a command line says where and how it runs, and nothing of what it measures.
+_MACHINE = ("cluster", "data", "logger", "runs", "trainer")
 
 
 def sweep(overrides: Sequence[str], options: Sequence[str]) -> int:
@@ -52,7 +55,7 @@ def sweep(overrides: Sequence[str], options: Sequence[str]) -> int:
     machine = [text for text in overrides if text.startswith("runs=")]
     with prepared(options, compose(machine)["runs"]) as (context, settings):
         sweeper = build(_section(settings), _WHERE)
-        sweeper.launcher_name = name
+        sweeper.launcher_name = name if LAUNCHER in chosen else ""
         sweeper.setup(hydra_context=context, task_function=job, config=settings)
         return int(sweeper.sweep(list(overrides)))
 
@@ -118,12 +121,13 @@ class GridSweeper(Sweeper):
         self.record = None if record is None else Path(record)
         own = {"values": values, "step": step, "ratio": ratio, "low": low, "high": high, "max_values": max_values}
         self.spacings = _spacings(own, variants)
-        self.launcher_name = "basic"
-        self.launcher: Launcher | None = None
+        self.launcher_name = ""  #: none: one after the other in this process
+        self.launcher: Launcher = Here()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Make the launcher."""
-        self.launcher = make_launcher(self.launcher_name, hydra_context, task_function, config)
+        if self.launcher_name:
+            self.launcher = make_launcher(self.launcher_name, hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> int:
         """Tune; `arguments` are the overrides of the command line, swept ones among them.
@@ -138,8 +142,8 @@ class GridSweeper(Sweeper):
             missing = [overrides for overrides, path in batch.items() if _ended(path) is None]
             if missing:
                 names = [f"{self.parameter} = {spelt(value)}" for value in dict.fromkeys(v for _, _, v in wanted)]
-                _say(f"{len(missing)} run(s) by {LAUNCHER}={self.launcher_name}: {', '.join(names)}")
-                assert self.launcher is not None
+                by = f" by {LAUNCHER}={self.launcher_name}" if self.launcher_name else ""
+                _say(f"{len(missing)} run(s){by}: {', '.join(names)}")
                 code = max(hand_over(self.launcher, self.launcher_name, missing, begun))
                 begun += len(missing)
                 if sentence := _lacking(batch, code):
@@ -282,7 +286,7 @@ class GridSweeper(Sweeper):
             "metric": question.metric,
             "target": question.target,
             "profile": search.profile,
-            "overrides": list(question.overrides),
+            "overrides": [text for text in question.overrides if re.split(r"[.=/]", text)[0] not in _MACHINE],
             "seeds": list(search.seeds),
             "grids": [
                 {
