@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +55,24 @@ def test_a_cell_is_a_sweep_over_its_seeds(tmp_path: Path, capsys: pytest.Capture
     cell = ["cell=demo/digits/set/s90", "profile=tenth", "method=dsr"]
     assert main(["-m", "hydra/launcher=basic", *cell]) == 0
     assert len(list(tmp_path.glob("runs/digits/lenet_300_100/dsr/*/seed[012]/summary.json"))) == 3
+
+
+def test_an_interruption_ends_the_basic_launchers_sweep(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its jobs share the process that has been asked to stop."""
+    from runner.trainer import Trainer
+
+    step, signals = Trainer.step, []
+
+    def interrupted(*arguments: object) -> None:
+        step(*arguments)  # type: ignore[arg-type]
+        if not signals:
+            signals.append(os.kill(os.getpid(), signal.SIGTERM))
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    assert main(["-m", "hydra/launcher=basic", *tiny, "seed=0,1"]) == 75
+    assert summaries(tmp_path) == [] and len(list(tmp_path.rglob("config.yaml"))) == 1
 
 
 @pytest.mark.slow

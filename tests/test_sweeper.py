@@ -53,6 +53,7 @@ def finished(root: str = "runs") -> dict[str, int]:
     return {str(path.parent.relative_to(root)): path.stat().st_mtime_ns for path in Path(root).rglob("summary.json")}
 
 
+@pytest.mark.slow
 def test_a_sweep_on_the_digits_is_what_its_runs_say(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*GRID, *DIGITS, "seed=0,1", "hydra.sweeper.values=[0.01,0.05,3000]"]) == 0
     said = capsys.readouterr().out.splitlines()
@@ -92,8 +93,6 @@ def test_the_same_command_repeats_nothing_and_another_metric_reads_the_same_runs
     assert record()["value"] is None and record()["hit"] is False and len(before) == 5
     assert main(command) == 1
     assert finished() == before and "run(s): " not in capsys.readouterr().out
-    assert main([*command, "hydra.sweeper.direction=up"]) in (0, 1)
-    assert finished().items() >= before.items()
     assert main([*command[:-1], "hydra.sweeper.max_values=6"]) == 1
     assert "1 run(s): schedule.lr = 0.3\n" in capsys.readouterr().out
 
@@ -105,6 +104,7 @@ def test_other_swept_options_have_a_grid_each(tiny: list[str], capsys: pytest.Ca
     assert all(each["seeds"] == [3] for each in records)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_where_it_was(tiny: list[str]) -> None:
     command = [*GRID, *tiny, "method=set", "hydra.sweeper.metric=train/loss", "hydra.sweeper.max_values=6"]
     assert main([*command, "runs=other"]) == 1
@@ -205,7 +205,8 @@ def test_the_optimizers_of_the_paper_can_be_built(overrides: list[str]) -> None:
 def test_other_launchers_find_the_same(name: str, tiny: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     if name != "pool" and not launcher._installed():
         pytest.skip("hydra-submitit-launcher is not installed")
-    command = [*GRID, *tiny, "method=set", "hydra.sweeper.metric=train/loss", "hydra.sweeper.max_values=5", "seed=0,1"]
+    grid = ["hydra.sweeper.values=[0.3,0.4]", "hydra.sweeper.metric=train/loss", "hydra.sweeper.max_values=3"]
+    command = [*GRID, *tiny, *grid, "method=set"]
     assert main([*command, "runs=other"]) == 1
     assert main([*command, f"hydra/launcher={name}"]) == 1
     assert record() == record("other") and finished().keys() == finished("other").keys()
@@ -217,7 +218,14 @@ def test_other_launchers_find_the_same(name: str, tiny: list[str], capfd: pytest
 @pytest.mark.slow
 def test_the_pool_executes_any_sweep_and_a_parent_once(capfd: pytest.CaptureFixture[str]) -> None:
     tiny = ["dataset=synthetic", "dataset.train_size=36", "dataset.test_size=12", "schedule.batch_size=10"]
-    stage = [*tiny, "model.hidden=[20,10]", "method=compressed", "schedule.epochs=2", "schedule.lr=0.05,0.1,1e30"]
+    stage = [
+        *tiny,
+        "model.hidden=[20,10]",
+        "method.sparsity=0.3",
+        "method=oneshot",
+        "schedule.epochs=2",
+        "schedule.lr=0.01,0.02,1e30",
+    ]
     pool = ["-m", "hydra/launcher=pool", "cluster.workers=2"]
     assert main([*pool, *stage]) == 3
     said = capfd.readouterr().out
