@@ -35,7 +35,7 @@ from runner.pool import environment
 from runner.submission import FOLDER
 
 LAUNCHER = "hydra/launcher"
-INTERRUPTED = CODES["interrupted"]
+INTERRUPTED, REFUSED = CODES["interrupted"], CODES["refused"]
 _BUILT_IN = "basic"
 _PLUGIN = "hydra_plugins.hydra_submitit_launcher"
 _QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")  # else a job leaves an empty log file behind
@@ -186,13 +186,13 @@ class Here(Launcher):
         """There is nothing to set up."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """The exit code of each job; of those that were not begun after an interruption, that of the interrupted."""
+        """The exit code of each job. None begins after one that was interrupted or refused: they have its code."""
         from runner.__main__ import main
 
         codes: list[int] = []
         for overrides in job_overrides:
-            interrupted = bool(codes) and codes[-1] == INTERRUPTED
-            codes.append(INTERRUPTED if interrupted else main(list(overrides)))
+            ended = bool(codes) and codes[-1] in (INTERRUPTED, REFUSED)
+            codes.append(codes[-1] if ended else main(list(overrides)))
         return [
             JobReturn(overrides, status=JobStatus.COMPLETED, _return_value=code)
             for overrides, code in zip(job_overrides, codes, strict=True)

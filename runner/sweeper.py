@@ -34,7 +34,7 @@ from runner.build import build, locate
 from runner.compose import CONF, compose, parse
 from runner.errors import Misuse, nearest
 from runner.identity import Config, run_dir
-from runner.launcher import INTERRUPTED, LAUNCHER, Here, hand_over, job, launcher_of, make_launcher, prepared
+from runner.launcher import INTERRUPTED, LAUNCHER, REFUSED, Here, hand_over, job, launcher_of, make_launcher, prepared
 
 SWEEPER = "hydra/sweeper"
 _WHERE = "hydra.sweeper"
@@ -132,8 +132,9 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> int:
         """Tune; `arguments` are the overrides of the command line, swept ones among them.
 
-        Returns 0 when every grid has its best inside, 1 when one has not or a run failed, 75 when interrupted (what
-        runs is saved). Misuse for a mistake, found before anything begins where that is possible.
+        Returns 0 when every grid has its best inside, 1 when one has not or a run failed, 2 when one was refused (its
+        data are not there, say), 75 when interrupted (what runs is saved). Misuse for a mistake, found before anything
+        begins where that is possible.
         """
         searches = self._searches(arguments)
         begun = 0
@@ -144,11 +145,11 @@ class GridSweeper(Sweeper):
                 names = [f"{self.parameter} = {spelt(value)}" for value in dict.fromkeys(v for _, _, v in wanted)]
                 by = f" by {LAUNCHER}={self.launcher_name}" if self.launcher_name else ""
                 _say(f"{len(missing)} run(s){by}: {', '.join(names)}")
-                code = max(hand_over(self.launcher, self.launcher_name, missing, begun))
+                codes = hand_over(self.launcher, self.launcher_name, missing, begun)
                 begun += len(missing)
-                if sentence := _lacking(batch, code):
+                if sentence := _lacking(batch, INTERRUPTED in codes):
                     _say(sentence)
-                    return code if code == INTERRUPTED else 1
+                    return next((code for code in (INTERRUPTED, REFUSED) if code in codes), 1)
             for search, variant, value in wanted:
                 self._tell(search, variant, value)
         return max(self._conclude(search) for search in searches)
@@ -372,12 +373,12 @@ def _ended(path: Path) -> Record | None:
     return record if record.status in _DONE else None
 
 
-def _lacking(batch: Mapping[tuple[str, ...], Path], code: int) -> str | None:
+def _lacking(batch: Mapping[tuple[str, ...], Path], interrupted: bool) -> str | None:
     """A sentence when runs of a batch have not come to an end."""
     lacking = [path for path in batch.values() if _ended(path) is None]
     if not lacking:
         return None
-    if code == INTERRUPTED:
+    if interrupted:
         return "Interrupted; what was running is saved. The same command goes on from there."
     log = lacking[0] / "log.txt"
     where = f" (log: {log})" if log.exists() else ""

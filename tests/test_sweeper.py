@@ -345,6 +345,13 @@ def test_a_metric_that_no_run_has_is_said_with_the_nearest(tiny: list[str], caps
     assert "has no metric 'valid/accuracy'. Did you mean 'train/accuracy'?" in capsys.readouterr().err
 
 
+def test_data_that_are_not_there_are_missed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*GRID, "dataset=mnist", "data.root=/nowhere"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("python scripts/fetch_data.py mnist --root /nowhere") == 1
+    assert "4 of 4 run(s) have not ended well" in printed.out
+
+
 def test_epoch_ranges_give_way_to_a_number_on_the_command_line() -> None:
     found: dict[str, sweeper.Search] = {}
     made = sweeper.GridSweeper(parameter="schedule.lr", values=[0.1, 0.2])
