@@ -64,6 +64,7 @@ class Constants(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
+        self.extra_traceback = False  # errors stay one sentence
         self.known: dict[fx.Node, Tensor] = {}
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
@@ -74,8 +75,9 @@ class Constants(fx.Interpreter):
         """Of the channels of a model; ValueError when it cannot be followed."""
         try:
             graph = fx.symbolic_trace(model)
-        except (fx.proxy.TraceError, TypeError) as error:
-            raise ValueError(f"the network cannot be traced ({str(error).splitlines()[0]}); it stays dense") from error
+        except Exception as error:  # whatever a network's code does with placeholders
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"the network cannot be traced without its input's values ({reason})") from error
         found = cls(graph)
         with torch.no_grad():
             found.run(inputs)
@@ -93,16 +95,17 @@ class Constants(fx.Interpreter):
         if n.op == "placeholder":
             self.known[n] = torch.full((out.shape[1],), VARIES, dtype=torch.float64, device=out.device)
         elif n.op != "output":
-            self.known[n] = self._follow(n, out)
-            assert isinstance(out, Tensor) and len(self.known[n]) == out.shape[1]
+            self.known[n] = known = self._follow(n, out)
+            if not isinstance(out, Tensor) or known.shape != out.shape[1:2]:
+                raise ValueError(f"the network computes {n.format_node()}, whose channels are not in dimension 1")
         return out
 
     def _follow(self, node: fx.Node, out: Any) -> Tensor:
         """The channels of `out`, which `node` has computed."""
-        args = fx.map_arg(node.args, self.known.__getitem__)
+        if node.op in ("call_function", "call_method") and node.target in OPERATIONS:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), self.known.__getitem__)
+            return OPERATIONS[node.target](*args, **kwargs, out=out)
         if node.op != "call_module":
-            if rule := OPERATIONS.get(node.target):
-                return rule(*args, **node.kwargs, out=out)
             raise ValueError(f"the network computes {node.format_node()}, through which constants cannot be followed")
         name, known = str(node.target), self.known[node.all_input_nodes[0]]
         module = self.fetch_attr(name)
@@ -119,6 +122,8 @@ class Constants(fx.Interpreter):
 def _layer(known: Tensor, *, module: Layer, out: Tensor) -> Tensor:
     if getattr(module, "groups", 1) != 1:
         raise ValueError(f"grouped convolutions are not compacted, and this network has {module}")
+    if isinstance(module, nn.Linear) and out.dim() != 2:
+        raise ValueError(f"constants cannot be followed through a linear layer on {out.dim()} dimensions")
     weight = module.weight.flatten(2) if module.weight.dim() > 2 else module.weight.unsqueeze(2)
     # Beyond the border lies 0, so that there no other constant is one.
     varies = known.isnan() | (known != 0) if padded(module) else known.isnan()
@@ -165,9 +170,9 @@ def _cat(parts: Iterable[Tensor], dim: int = 0, *, out: Tensor) -> Tensor:
 
 def _pad(known: Tensor, sides: list[int], mode: str = "constant", value: float | None = None, *, out: Tensor) -> Tensor:
     """Zeros for new channels only: the shortcut without parameters."""
-    dimensions = out.dim()
-    before, after = [*sides, 0, 0][2 * (dimensions - 2) : 2 * (dimensions - 1)]
-    if before or any(sides[: 2 * (dimensions - 2)]) or mode != "constant" or value:
+    inner = 2 * (out.dim() - 2)  # the sides of the dimensions behind the channels come first
+    before, after = [*sides, *[0] * 2 * out.dim()][inner : inner + 2]
+    if before or any(sides[:inner]) or any(sides[inner + 2 :]) or mode != "constant" or value:
         raise ValueError(f"constants cannot be followed through a padding of {sides}")
     return F.pad(known, (0, after))
 
@@ -196,5 +201,4 @@ MODULES: tuple[tuple[Any, Rule], ...] = (
     ((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), _same),
     ((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), _average),
     (nn.Flatten, _flatten),
-    (Constant, lambda known, *, module, out: module.value),
 )

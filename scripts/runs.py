@@ -77,9 +77,7 @@ def _parser() -> Arguments:
     evaluating = add(_evaluate, "Evaluate a run's last checkpoint: does it give the recorded numbers?", "run")
     repeating = add(_rerun, "Repeat a run and compare it with its record, bit for bit.", "run")
     repeating.add_argument("--out", type=Path, metavar="DIR", help="a runs root for it (default: <runs>/rerun)")
-    shrinking = add(
-        _compact, "Leave a run's zero filters out: how much smaller and faster, and are the outputs equal?", "run"
-    )
+    shrinking = add(_compact, "Leave a run's zero filters out: how much smaller and faster is its network?", "run")
     shrinking.add_argument("--batch", type=int, default=128, metavar="N", help="images at a time (default: 128)")
     shrinking.add_argument("--rounds", type=int, default=21, metavar="N", help="ratios to take (default: 21)")
     shrinking.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the run's)")

@@ -60,7 +60,7 @@ def compact(found: Mapping[str, Any]) -> str:
         f"{constant['bordered']} are seen to end at the border.\n"
         f"Outputs on {outputs['images']} test images: {outputs['difference']:.1e} apart at most, of the largest; "
         f"{outputs['other_predictions']} other prediction(s).\n"
-        f"Inference of {timing['batch']} images in {timing['precision']}: {speedup['median']:.2f} times as fast "
+        f"Inference of {timing['batch']} images in {found['precision']}: {speedup['median']:.2f} times as fast "
         f"[{speedup['least']:.2f}, {speedup['greatest']:.2f}], the median of {timing['rounds']} rounds "
         f"({machine['device']}, {machine['threads']} thread(s), torch {machine['packages']['torch']}).\n"
     )
