@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from methods.base import Method
 from methods.compaction import compacted, constant_channels, filters
-from methods.constants import LAYERS, Constant
+from methods.constants import LAYERS, Constant, Constants
 from models.account import account
 from models.report import build, section
 from runner.compose import compose
@@ -76,18 +77,17 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 0.95, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
 @pytest.mark.parametrize("family", SMALL)
 def test_outputs_are_equal_and_the_network_is_smaller(family: str, share: float) -> None:
-    for seed in range(2):
-        name, shape, overrides = SMALL[family]
-        model = made(name, shape, overrides, seed)
-        drop(model, share, seed)
-        small = compacted(model, torch.zeros(1, *shape))
-        assert difference(model, small, shape) < 1e-10
-        before, after = account(model, shape), account(small, shape)
-        assert (after.macs < before.macs) == (after.parameters < before.parameters) == (share > 0)
-        assert all(filters(small).get(layer, (0, 0))[0] <= count for layer, (count, _) in filters(model).items())
+    name, shape, overrides = SMALL[family]
+    model = made(name, shape, overrides, 0)
+    drop(model, share, 0)
+    small = compacted(model, torch.zeros(1, *shape))
+    assert difference(model, small, shape) < 1e-10
+    before, after = account(model, shape), account(small, shape)
+    assert (after.macs < before.macs) == (after.parameters < before.parameters) == (share > 0)
+    assert all(filters(small).get(layer, (0, 0))[0] <= count for layer, (count, _) in filters(model).items())
 
 
 @pytest.mark.slow
@@ -185,6 +185,40 @@ def test_a_filter_that_nobody_reads_goes_though_it_is_not_zero() -> None:
         model.conv1.weight.normal_()
         model.conv2.weight[:, 2] = 0.0
     assert filters(shrunk(model)) == {"conv1": (3, 0), "conv2": (2, 0)}
+
+
+def test_constants_are_followed_by_hand() -> None:
+    model: Any = nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        nn.ReLU(),
+        nn.AvgPool2d(2, padding=1),
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 2),
+    )
+    model.double().eval()
+    with torch.no_grad():
+        model[0].weight[1:] = 0.0
+        model[0].bias.copy_(torch.tensor([0.0, 1.5, -2.0]))
+        model[3].weight[1:] = 0.0
+        model[3].weight[2, 1] = 1.0  # of channel 1, whose border is not that of the image's inside
+        model[3].weight[3, 2] = 1.0  # of channel 2, which is 0
+        model[3].bias.copy_(torch.tensor([0.0, 0.5, 0.25, -4.0]))
+    found = Constants.of(model, torch.randn(2, 1, 8, 8, dtype=torch.float64))
+    nan = math.nan
+    for name, values in {
+        "0": [nan, 1.5, -2.0],
+        "1": [nan, 1.5, 0.0],
+        "2": [nan, nan, 0.0],  # the pooling counts the zeros beyond the border
+        "3": [nan, 0.5, nan, -4.0],
+        "5": [nan] * 4 + [0.5] * 4 + [nan] * 4 + [-4.0] * 4,
+    }.items():
+        assert torch.equal(found.outputs[name].nan_to_num(99), torch.tensor(values).double().nan_to_num(99)), name
+    assert found.last == {"6"}
+    model[2].padding = 0
+    again = Constants.of(model, torch.randn(2, 1, 8, 8, dtype=torch.float64))
+    assert again.outputs["2"][1] == 1.5 and math.isnan(again.outputs["3"][2])
 
 
 def resnet8() -> Any:
