@@ -70,7 +70,7 @@ def test_the_record_is_that_of_the_two_networks(root: Path, call: Callable[..., 
     assert after.macs < 0.8 * before.macs
     counts = [tuple(map(sum, zip(*filters(model).values(), strict=True))) for model in (dense, small)]
     assert found["filters"] == dict(zip(("all", "zero", "left", "zero_left"), [*counts[0], *counts[1]], strict=True))
-    assert found["filters"]["zero"] == 41  # half of 4 + 4 + 4 + 8 + 8 + 8 + 16 + 16 + 16 filters, and of fc's 10, less
+    assert found["filters"]["zero"] == 47  # half of 3 * 4 + 3 * 8 + 3 * 16 filters and of the 10 outputs
     assert found["outputs"]["images"] == trainer.e.data.test_size and found["outputs"]["other_predictions"] == 0
     assert 0 <= found["outputs"]["difference"] < 1e-5 and found["outputs"]["equal"] is True
     assert (found["key"], found["seed"], found["precision"]) == (path.parent.name, 0, "fp32")
