@@ -113,7 +113,9 @@ class Trainer:
         """With a budget of FLOPs: set the epochs to what it pays for of the method as it stands before the first step."""
         if self.e.schedule.budget == "flops":
             try:
-                self.lengthen(whole_epochs(self.e.schedule.epochs, self.ledger.affordable(self.e.method, self.layers())))
+                self.lengthen(
+                    whole_epochs(self.e.schedule.epochs, self.ledger.affordable(self.e.method, self.layers()))
+                )
             except ValueError as error:
                 raise Misuse(f"schedule.budget = flops: {error}.") from None
 
