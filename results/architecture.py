@@ -150,12 +150,13 @@ def facts(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return told if kept is None else told | {"allocated": kept}
 
 
-def allocated(found: Architecture, method: Mapping[str, Any], sparsity: str = "sparsity") -> dict[str, float] | None:
+def allocated(found: Architecture, method: Mapping[str, Any]) -> dict[str, float] | None:
     """FLOPs of inference, as a share of the dense network's, by convention, of an allocation that needs no training.
 
     None where the method's section names none (uniform, erk). Misuse when a keep_dense pattern matches no layer.
     """
-    rule, share = method.get("allocation"), method.get(sparsity)
+    rule: Any = method.get("allocation")
+    share = method.get("sparsity")
     if rule not in get_args(Allocation) or not isinstance(share, int | float):
         return None
     patterns = method.get("keep_dense", [])

@@ -110,14 +110,13 @@ class Trainer:
         return self.history
 
     def afford(self) -> None:
-        """With a budget of FLOPs: set the epochs to what it pays for of the method as it stands before the first step."""
+        """With a budget of FLOPs: as many epochs as it pays for, of the method as it stands before the first step."""
         if self.e.schedule.budget == "flops":
             try:
-                self.lengthen(
-                    whole_epochs(self.e.schedule.epochs, self.ledger.affordable(self.e.method, self.layers()))
-                )
+                factor = self.ledger.affordable(self.e.method, self.layers())
             except ValueError as error:
                 raise Misuse(f"schedule.budget = flops: {error}.") from None
+            self.lengthen(whole_epochs(self.e.schedule.epochs, factor))
 
     def lengthen(self, epochs: int) -> None:
         """Train so many epochs instead; the learning rate's own stretch with them."""
