@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,16 +31,16 @@ class Ledger:
     own rule (`Method.passes`); flops/training_ratio: to a dense training of the same samples, 3 F each.
     """
 
-    def __init__(self, dense: Account | None) -> None:
+    def __init__(self, dense: Account | None, parameters: Iterable[str] = ()) -> None:
         self.dense = dense
-        self.known = set() if dense is None else {layer.name for layer in dense.layers}
-        self.warned: set[str] = set()
+        self.multiplied = set() if dense is None else {layer.name for layer in dense.layers}
+        self.silent = set(parameters)  # that are no layer's: embeddings, which are looked up and cost nothing
 
     @classmethod
     def of(cls, model: nn.Module, in_shape: Sequence[int]) -> Ledger:
         """The ledger of a model as it is built, before a method changes it. Nothing is computed, no number drawn."""
         try:
-            return cls(account(_shadow(model), in_shape))
+            return cls(account(_shadow(model), in_shape), (name for name, _ in model.named_parameters()))
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             log.warning("no FLOPs are recorded: %s cannot be counted (%s)", type(model).__name__, reason)
@@ -54,26 +54,24 @@ class Ledger:
         """
         if self.dense is None:
             return {}
-        nonzero = self._of_known({name: layer["nonzero"] for name, layer in layers.items()})
+        nonzero = self._of_layers({name: layer["nonzero"] for name, layer in layers.items()})
         whole = self.dense.flops(CONVENTION)
         line = {"flops/inference": float(self.dense.flops(CONVENTION, nonzero))}
         line["flops/inference_ratio"] = line["flops/inference"] / whole
         line |= {f"flops.{other}/inference": float(self.dense.flops(other, nonzero)) for other in OTHERS}
-        before = history[-1] if history else {"flops/training": 0.0, "flops/training_ratio": 1.0}
+        before = history[-1] if history else {"flops/training": 0.0}
         if "flops/training" in before:
             cost = samples * self.training(method.passes(layers))
             line["flops/training"] = before["flops/training"] + cost
-            # Every epoch has the same samples.
-            line["flops/training_ratio"] = line["flops/training"] / (
-                (len(history) + 1) * samples * self.training(DENSE)
-            )
+            dense = (len(history) + 1) * samples * self.training(DENSE)  # all epochs have the same number of samples
+            line["flops/training_ratio"] = line["flops/training"] / dense
         return line
 
     def training(self, passes: Passes) -> float:
         """FLOPs of training on one sample."""
         assert self.dense is not None
         products = (passes.forward, passes.error, passes.gradient)
-        return passes.factor * sum(float(self.dense.flops(CONVENTION, self._of_known(counts))) for counts in products)
+        return passes.factor * sum(float(self.dense.flops(CONVENTION, self._of_layers(counts))) for counts in products)
 
     def affordable(self, method: Method, layers: Mapping[str, Line]) -> float:
         """How many samples the method as it stands can train on for the FLOPs of one sample of dense training."""
@@ -81,12 +79,12 @@ class Ledger:
             raise ValueError("the model's FLOPs cannot be counted, so there is no budget of FLOPs")
         return self.training(DENSE) / self.training(method.passes(layers))
 
-    def _of_known(self, counts: Mapping[str, float]) -> dict[str, float]:
-        """Without weights that the account does not know: whatever computes with them is counted as dense."""
-        for name in counts.keys() - self.known - self.warned:
-            log.warning("FLOPs: %s is no weight of the model as it was built; it is counted as dense", name)
-            self.warned.add(name)
-        return {name: number for name, number in counts.items() if name in self.known}
+    def _of_layers(self, counts: Mapping[str, float]) -> dict[str, float]:
+        """Of the weights that multiply; of one that the model as it was built does not name, it is said once."""
+        for name in counts.keys() - self.multiplied - self.silent:
+            log.warning("FLOPs: %s is no weight of the model as it was built; what uses it is counted as dense", name)
+            self.silent.add(name)
+        return {name: number for name, number in counts.items() if name in self.multiplied}
 
 
 def _shadow(model: nn.Module) -> nn.Module:
