@@ -154,7 +154,7 @@ class Trainer:
         self.replicas.average_statistics()
         self.replicas.compare_everything()
         whole = min(ctx.steps_per_epoch * e.schedule.batch_size, e.data.train_size)  # samples of an epoch
-        samples = whole - first * e.schedule.batch_size
+        samples = max(0, whole - first * e.schedule.batch_size)
         line = {"epoch": ctx.epoch, "step": ctx.step, "lr": ctx.lr}
         line |= {f"train/{name}": value for name, value in e.task.metrics(trained).items()}
         line |= {f"test/{name}": value for name, value in self.evaluate().items()}
