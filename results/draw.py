@@ -18,6 +18,7 @@ mpl.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
 from results.figure import Grid, Plotted, Series
@@ -126,16 +127,19 @@ def _legend(canvas: Canvas, axes: Axes, plotted: Plotted) -> None:
 
 def _fit_texts(canvas: Canvas, axes: Axes, text: str) -> None:
     """Title and labels in as many lines as the axes are wide and high: none may be cut or reach below the legend."""
-    title = axes.set_title(text)
-    canvas.draw_without_rendering()
-    room, extent = axes.get_window_extent(), title.get_window_extent()
-    parts = [(title, extent.width / room.width)]
-    parts.append((axes.xaxis.label, axes.xaxis.label.get_window_extent().width / room.width))
-    parts.append((axes.yaxis.label, axes.yaxis.label.get_window_extent().height / room.height))
-    for part, overrun in parts:
-        if overrun > 1:
-            words = part.get_text()
-            part.set_text("\n".join(textwrap.wrap(words, max(20, int(0.95 * len(words) / overrun)))))
+    x, y = axes.xaxis.label, axes.yaxis.label
+    canvas.draw_without_rendering()  # still without the title: one long line would leave the axes no width
+    _wrap(y, y.get_window_extent().height / (0.85 * axes.get_window_extent().height))  # the title takes some of it
+    canvas.draw_without_rendering()  # the more lines it has, the less wide the axes are
+    for part in (x, axes.set_title(text)):
+        _wrap(part, part.get_window_extent().width / axes.get_window_extent().width)
+
+
+def _wrap(part: Text, overrun: float) -> None:
+    """Into as many lines as the text is too long."""
+    if overrun > 1:
+        words = part.get_text()
+        part.set_text("\n".join(textwrap.wrap(words, max(20, int(0.95 * len(words) / overrun)))))
 
 
 def _points(axes: Axes, plotted: Plotted) -> None:

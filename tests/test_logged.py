@@ -26,6 +26,13 @@ def test_the_measured_table_has_its_78_runs(records: dict[Path, dict[str, Any]])
     assert {r["summary"]["epochs"] for r in lenet} == {100, 40}
 
 
+def test_the_narrow_table_has_its_18_runs(records: dict[Path, dict[str, Any]]) -> None:
+    narrow = [r for r in records.values() if r["config"]["model"]["name"] == "resnet20"]
+    assert len(narrow) == 18 and {r["summary"]["status"] for r in narrow} == {"completed"}
+    assert {r["summary"]["epochs"] for r in narrow} == {20, 4}
+    assert {r["summary"]["final"]["mask/sparsity"] for r in narrow} == {0.0, 1 - 3384 / 67672}
+
+
 def test_every_record_hashes_to_its_place_and_composes_to_its_key(records: dict[Path, dict[str, Any]]) -> None:
     """Neither a new option nor a changed default may orphan a record; a changed number raises a revision."""
     for path, record in records.items():
@@ -53,7 +60,9 @@ def test_dense_and_dsr_lie_where_the_literature_has_them(records: dict[Path, dic
         return [
             r["summary"]["final"]["test/accuracy"]
             for r in records.values()
-            if r["config"]["method"]["name"] == method and r["config"]["method"].get("sparsity", 0) in sparsities
+            if r["config"]["dataset"]["name"] == "mnist"
+            and r["config"]["method"]["name"] == method
+            and r["config"]["method"].get("sparsity", 0) in sparsities
         ]
 
     dense = accuracies("dense", 0)

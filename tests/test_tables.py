@@ -312,6 +312,15 @@ def test_what_the_paper_leaves_blank_stays_blank(tmp_path: Path) -> None:
 
 # What follows from an architecture and is not what the paper prints; the tables' notes say why.
 DIFFERING = {
+    # RigL's own counter is a digit short of the print (results/papers/acdc/architecture.yaml says where).
+    "acdc/architecture/rigl_erk_s80/inference",
+    "acdc/architecture/rigl_s80/inference",
+    "acdc/architecture/topkast_1x_s80_b0/inference",
+    "acdc/architecture/topkast_1x_s80_b50/inference",
+    "acdc/architecture/topkast_1x_s80_b60/inference",
+    "acdc/architecture/topkast_2x_s80_b0/inference",
+    "acdc/architecture/topkast_2x_s80_b60/inference",
+    "acdc/architecture/topkast_5x_s95_b0/training",
     "dpf/table3/dpf_s80/reached",
     "dpf/table3/dsr_s80/reached",
     "dpf/table3/dsr_s80/remaining",
