@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from test_contract import BUSY, METHODS, overrides, state_of, with_parent
+from test_contract import BUSY, METHODS, STILL, overrides, state_of, with_parent
 from torch import Tensor
 
 from methods.base import Context, Method
@@ -36,7 +36,8 @@ VARIANTS = {"whole": UNEVEN, "accumulated": (*UNEVEN, "schedule.accumulate=3")}
 STAGE = ["method=compressed", "method.iterations=2", "method.every_epochs=1", "method.sparsity=0.8"]
 TINY = ["model.hidden=[24,12]", "schedule.epochs=3", "schedule.batch_size=131", "dataset.train_subset=512"]
 
-__all__ = ["BUSY", "METHODS"]
+__all__ = ["METHODS", "MOVING"]
+MOVING = set(BUSY) - STILL
 Findings = dict[str, Any]
 
 

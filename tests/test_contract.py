@@ -59,7 +59,9 @@ BUSY: dict[str, list[str]] = {
     "lottery_flops": ["schedule.budget=epochs"],
     "retrain_mask_flops": ["schedule.budget=epochs"],
 }
-MOVING = set(BUSY) - {"quantised", "lottery_flops", "retrain_mask_flops"}
+# Their masks and state never change.
+STILL = {"lottery_flops", "retrain_mask_flops"}
+MOVING = set(BUSY) - {"quantised", *STILL}
 # Their sparsity is a share of filters.
 STRUCTURED = {"dpf_structured", "sfp"}
 UNMASKED = {"dense", "quantised"}
