@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from test_contract import BUSY, METHODS, STILL, overrides, state_of, with_parent
+from test_contract import BUSY, METHODS, CALM, overrides, state_of, with_parent
 from torch import Tensor
 
 from methods.base import Context, Method
@@ -37,7 +37,7 @@ STAGE = ["method=compressed", "method.iterations=2", "method.every_epochs=1", "m
 TINY = ["model.hidden=[24,12]", "schedule.epochs=3", "schedule.batch_size=131", "dataset.train_subset=512"]
 
 __all__ = ["METHODS", "MOVING"]
-MOVING = set(BUSY) - STILL
+MOVING = set(BUSY) - CALM
 Findings = dict[str, Any]
 
 

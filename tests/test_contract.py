@@ -60,8 +60,8 @@ BUSY: dict[str, list[str]] = {
     "retrain_mask_flops": ["schedule.budget=epochs"],
 }
 # Their masks and state never change.
-STILL = {"lottery_flops", "retrain_mask_flops"}
-MOVING = set(BUSY) - {"quantised", *STILL}
+CALM = {"lottery_flops", "retrain_mask_flops"}
+MOVING = set(BUSY) - {"quantised", *CALM}
 # Their sparsity is a share of filters.
 STRUCTURED = {"dpf_structured", "sfp"}
 UNMASKED = {"dense", "quantised"}
