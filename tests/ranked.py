@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from test_contract import BUSY, METHODS, CALM, overrides, state_of, with_parent
+from test_contract import BUSY, CALM, METHODS, overrides, state_of, with_parent
 from torch import Tensor
 
 from methods.base import Context, Method
