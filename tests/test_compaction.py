@@ -187,6 +187,19 @@ def test_a_filter_that_nobody_reads_goes_though_it_is_not_zero() -> None:
     assert filters(shrunk(model)) == {"conv1": (3, 0), "conv2": (2, 0)}
 
 
+def test_what_only_a_removed_filter_read_goes_too() -> None:
+    """The first filter is read by the second layer's first alone, which nobody reads."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[4].weight[:, 0] = 0
+        model[2].weight[1:, 0] = 0
+    x = torch.randn(5, 4)
+    small = compacted(model, x)
+    assert [layer.weight.shape for layer in (small[0], small[2], small[4])] == [(2, 4), (2, 2), (2, 2)]
+    assert torch.allclose(small(x), model(x), atol=1e-6)
+
+
 def test_constants_are_followed_by_hand() -> None:
     model: Any = nn.Sequential(
         nn.Conv2d(1, 3, 3),
