@@ -27,10 +27,21 @@ def test_the_measured_table_has_its_78_runs(records: dict[Path, dict[str, Any]])
 
 
 def test_the_narrow_table_has_its_18_runs(records: dict[Path, dict[str, Any]]) -> None:
-    narrow = [r for r in records.values() if r["config"]["model"]["name"] == "resnet20"]
+    nets = [r for r in records.values() if r["config"]["model"]["name"] == "resnet20"]
+    narrow = [r for r in nets if r["config"]["method"]["name"] != "dpf_structured"]
     assert len(narrow) == 18 and {r["summary"]["status"] for r in narrow} == {"completed"}
     assert {r["summary"]["epochs"] for r in narrow} == {20, 4}
     assert {r["summary"]["final"]["mask/sparsity"] for r in narrow} == {0.0, 1 - 3384 / 67672}
+
+
+def test_the_compact_network_is_that_of_its_record(records: dict[Path, dict[str, Any]]) -> None:
+    (path,) = LOGGED.rglob("compact.json")
+    compact, trained = json.loads(path.read_text()), records[path.with_name("seed0.json")]
+    assert compact["key"] == path.parent.name == trained["summary"]["key"]
+    assert compact["outputs"]["equal"] and compact["outputs"]["other_predictions"] == 0
+    convolutions = trained["summary"]["layers"].values()
+    assert compact["filters"]["all"] == sum(layer["shape"][0] for layer in convolutions) + 10  # and the classifier's
+    assert compact["filters"]["left"] > compact["filters"]["all"] - compact["filters"]["zero"]
 
 
 def test_every_record_hashes_to_its_place_and_composes_to_its_key(records: dict[Path, dict[str, Any]]) -> None:
