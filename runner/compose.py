@@ -167,10 +167,10 @@ def _compose(overrides: tuple[str, ...]) -> Composition:
 def _finish(config: Config, overrides: Sequence[str]) -> Config:
     """Apply the profile, embed the parent of a stage, and check what needs no class to be checked."""
     profile = config["profile"]
-    if profile["train_subset"] is not None and "train_subset" in config["dataset"]:
+    if profile.get("train_subset") is not None and "train_subset" in config["dataset"]:
         config["dataset"]["train_subset"] = profile["train_subset"]
     for name in ("precision", "memory_format"):
-        if profile[name] is not None and not any(text.startswith(f"{name}=") for text in overrides):
+        if profile.get(name) is not None and not any(text.startswith(f"{name}=") for text in overrides):
             config[name] = profile[name]
     start, config["start"] = config["start"], None
     embedded, factor = _embed_parent(start, overrides) if start else (None, None)
@@ -189,7 +189,7 @@ def _finish(config: Config, overrides: Sequence[str]) -> Config:
 def _factor(profile: dict[str, Any], epochs: Any) -> float:
     """What a profile multiplies the epochs of a recipe by whose first stage has `epochs`."""
     for name in ("epochs", "stretch"):
-        if (value := profile[name]) is None:
+        if (value := profile.get(name)) is None:
             continue
         if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
             raise Misuse(f"profile.{name} = {value!r} should be a number above 0.")
