@@ -122,9 +122,27 @@ class Method:
         """||w - C(w)||^2 / ||w||^2 where weights w are trained and C(w) computes; None where they are the same."""
         return None
 
-    def finalize(self, model: nn.Module) -> nn.Module:
-        """The model with plain (sparse) weights and the same outputs."""
-        return model
+    def finalize(self, model: nn.Module, compact: bool = False, example: Tensor | None = None) -> nn.Module:
+        """The model with plain (sparse) weights and the same outputs.
+
+        `compact`: a smaller dense copy for inference, without the filters that whole-filter masks drop, its outputs
+        the same up to rounding (`methods.compaction`); `example` is then a batch of inputs, whose shape is needed.
+        ValueError when the masks do not drop whole filters, or for an architecture that cannot be compacted.
+        """
+        if not compact:
+            return model
+        from methods.compaction import compacted
+
+        masks = self.masks()
+        mixed = [
+            name for name, mask in masks.items() if not torch.equal(mask.flatten(1).all(1), mask.flatten(1).any(1))
+        ]
+        if mixed or not masks:
+            why = f"the mask of {mixed[0]} drops single weights" if mixed else "it has no masks"
+            raise ValueError(f"{type(self).__name__} leaves no whole filters out ({why}), so nothing can be compacted")
+        if example is None:
+            raise ValueError("finalize(compact=True) needs example=, a batch of inputs")
+        return compacted(model, example)
 
 
 @dataclass(kw_only=True)

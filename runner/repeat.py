@@ -44,6 +44,16 @@ def evaluate(path: Path, config: Config, steps: int) -> dict[str, Any]:
 
     Nothing is written. The model is built from `config`, whose targets are checked like any configuration's.
     """
+    trainer = finished(path, config, steps)
+    found: dict[str, Any] = {f"test/{name}": value for name, value in trainer.evaluate().items()}
+    return found | {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in trainer.densities().items()}
+
+
+def finished(path: Path, config: Config, steps: int) -> Trainer:
+    """The trainer of a run directory with model, method and task as its last checkpoint, after `steps` steps, has them.
+
+    Misuse when that checkpoint is not there or is another one's.
+    """
     experiment = make(config)
     directory = RunDirectory(path)
     state = checkpoint.load(directory.checkpoints, experiment.device)
@@ -60,8 +70,7 @@ def evaluate(path: Path, config: Config, steps: int) -> dict[str, Any]:
     trainer.model.load_state_dict(state["model"])
     experiment.method.load_state_dict(state["method"])
     experiment.task.load_state_dict(state["task"])
-    found: dict[str, Any] = {f"test/{name}": value for name, value in trainer.evaluate().items()}
-    return found | {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in trainer.densities().items()}
+    return trainer
 
 
 def rerun(config: Config, overrides: list[str], root: Path, progress: Progress | None = None) -> Path:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
+
+from runner.timing import interleaved
 
 SHAPES = {"lenet_300_100": "[1,28,28]", "resnet50": "[3,224,224]"}
 BATCHES = {"lenet_300_100": 100, "resnet50": 8}
@@ -111,21 +111,6 @@ def measure_selection(rounds: int, size: int = 25_000_000) -> dict[str, Any]:
     variants = {"sort": finish(lambda: scores.sort()), "top_mask": finish(lambda: top_mask(scores, size // 10))}
     ratios = interleaved(variants, "sort", min(rounds, 3))
     return {"title": f"keep 10 % of {size:,} weights", "baseline": "sort", "ratios": ratios, **machine()}
-
-
-def interleaved(variants: dict[str, Callable[[], None]], baseline: str, rounds: int) -> dict[str, dict[str, float]]:
-    """Median, least and greatest ratio of each variant's time to the baseline's of the same round."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, run in variants.items():
-            began = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - began)
-    ratios = {n: [t / b for t, b in zip(each, times[baseline], strict=True)] for n, each in times.items()}
-    return {
-        name: {"ratio": statistics.median(each), "least": min(each), "greatest": max(each), "rounds": len(each)}
-        for name, each in ratios.items()
-    }
 
 
 def machine() -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The runs at hand: `python scripts/runs.py list`, `show`, `diff`, `check`, `evaluate`, `rerun`, `gc`, `pack`.
+"""The runs at hand: `python scripts/runs.py list`, `show`, `diff`, `check`, `evaluate`, `rerun`, `compact`,
+`gc`, `pack`.
 
-Torch is imported to evaluate and to rerun only.
+Torch is imported to evaluate, to rerun and to compact only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from runner.compose import compose, groups
 from runner.errors import Misuse, nearest
 from runner.identity import Config
 from runner.leftovers import SETTLED, Leftover, delete, leftovers, run_directories, wanted
-from runner.records import spell
+from runner.records import spell, write_json
 from runner.submission import FOLDER, TASKS, load
 
 DAY_S = 86400.0
@@ -76,7 +77,12 @@ def _parser() -> Arguments:
     evaluating = add(_evaluate, "Evaluate a run's last checkpoint: does it give the recorded numbers?", "run")
     repeating = add(_rerun, "Repeat a run and compare it with its record, bit for bit.", "run")
     repeating.add_argument("--out", type=Path, metavar="DIR", help="a runs root for it (default: <runs>/rerun)")
-    for sub in (evaluating, repeating):
+    shrinking = add(_compact, "Leave a run's zero filters out: how much smaller and faster is its network?", "run")
+    shrinking.add_argument("--batch", type=int, default=128, metavar="N", help="images at a time (default: 128)")
+    shrinking.add_argument("--rounds", type=int, default=21, metavar="N", help="ratios to take (default: 21)")
+    shrinking.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the run's)")
+    shrinking.add_argument("--out", type=Path, metavar="FILE", help="the record (default: compact.json in the run)")
+    for sub in (evaluating, repeating, shrinking):
         sub.add_argument("--data", metavar="DIR", help="the data root (default: REGROW_DATA, else the run's)")
         sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: the run's")
     cleaning = add(_gc, "What runs leave behind and nothing needs. Summaries, metrics, configurations always stay.")
@@ -191,6 +197,32 @@ def _rerun(options: Any) -> int:
         return 1
     kind = "to the 6 digits of a packed record" if record.packed else "bit for bit"
     print(f"All {len(new)} epochs are equal {kind}, and the summary bit for bit (times aside).")
+    return 0
+
+
+def _compact(options: Any) -> int:
+    """Writes the record even when the outputs differ, and says so: 1."""
+    for name in ("batch", "rounds", "threads"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise Misuse(f"--{name} {value} should be 1 or above.")
+    record, _ = ledger.find(options.run, collect_runs(options.runs))
+    summary = _result(record)
+    if record.packed:
+        raise Misuse(f"{record.path} is a packed record, which has no checkpoint; repeat the run with rerun.")
+    from runner.repeat import here
+    from runner.speedup import measure
+
+    config = here(record.config, options.data, options.device)
+    config["trainer"] = config["trainer"] | ({"threads": options.threads} if options.threads else {})
+    found = measure(record.path, config, summary["steps"], options.batch, options.rounds)
+    print(text.compact(found), end="")
+    path = options.out or record.path / "compact.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, found)
+    say([f"The record is {path}."])
+    if not found["outputs"]["equal"]:
+        say(["The outputs differ by more than rounding."])
+        return 1
     return 0
 
 

@@ -45,6 +45,27 @@ def listed(rows: Sequence[Mapping[str, Any]]) -> str:
     return columns([shown, *([_entry(row, column) for column in shown] for row in rows)]) if rows else ""
 
 
+def compact(found: Mapping[str, Any]) -> str:
+    """What a record of `runner.speedup` says: sizes, filters, outputs, times."""
+    rows = [["", "dense", "compact", "ratio"]]
+    for name, title in (("parameters", "parameters"), ("macs", "MACs")):
+        dense, small = found[name]["dense"], found[name]["compact"]
+        rows.append([title, f"{dense:,}", f"{small:,}", f"{dense / small:.2f}" if small else "-"])
+    filters, constant, outputs = found["filters"], found["constant_channels"], found["outputs"]
+    rows.append(["filters", f"{filters['all']:,}", f"{filters['left']:,}", ""])
+    rows.append(["zero filters", f"{filters['zero']:,}", f"{filters['zero_left']:,}", ""])
+    speedup, timing, machine = found["speedup"], found["timing"], found["environment"]
+    return columns(rows) + (
+        f"Constant channels read: {constant['zero']} are 0, {constant['biased']} went into biases, "
+        f"{constant['bordered']} are seen to end at the border.\n"
+        f"Outputs on {outputs['images']} test images: {outputs['difference']:.1e} apart at most, of the largest; "
+        f"{outputs['other_predictions']} other prediction(s).\n"
+        f"Inference of {timing['batch']} images in {found['precision']}: {speedup['median']:.2f} times as fast "
+        f"[{speedup['least']:.2f}, {speedup['greatest']:.2f}], the median of {timing['rounds']} rounds "
+        f"({machine['device']}, {machine['threads']} thread(s), torch {machine['packages']['torch']}).\n"
+    )
+
+
 def whole(run: Mapping[str, Any]) -> str:
     """A run: what it is, its final and best metrics, its layers, environment and configuration."""
     parts = [columns([[f"{name}:", text] for name, text in _facts(run).items() if text])]
