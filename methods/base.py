@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from methods.allocation import prunable_weights
 from methods.knob import Knob
 from methods.masks import Masks
+from methods.passes import DENSE, Passes, count, within
 
 Sparsity = Annotated[float, "0 <= x < 1"]
 
@@ -122,6 +123,15 @@ class Method:
         """||w - C(w)||^2 / ||w||^2 where weights w are trained and C(w) computes; None where they are the same."""
         return None
 
+    def passes(self, layers: Mapping[str, Mapping[str, Any]]) -> Passes:
+        """What a training step computes with, asked at the end of every epoch and charged for all of its samples.
+
+        `layers`: per prunable weight the elements kept (mask), nonzero (as the network computes) and total. The rule is
+        the method's own, as its paper counts: dense here, 3 F; `within(count(layers, "kept"))` is 3 f of the mask;
+        `Passes(kept, kept)` has a dense gradient of the weights, 2 f + F; `mixed` averages over steps of two kinds.
+        """
+        return DENSE
+
     def finalize(self, model: nn.Module, compact: bool = False, example: Tensor | None = None) -> nn.Module:
         """The model with plain (sparse) weights and the same outputs.
 
@@ -181,6 +191,9 @@ class Masked(Method):
 
     def mask_changes(self) -> int:
         return self.mask.changes()
+
+    def passes(self, layers: Mapping[str, Mapping[str, Any]]) -> Passes:
+        return within(count(layers, "kept"))
 
     def adopt(self, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         self.mask.load(masks)

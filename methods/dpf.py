@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,6 +13,7 @@ from methods.allocation import kept_of
 from methods.base import Context, Sparsity
 from methods.knob import Knob
 from methods.masks import Masks, top_mask
+from methods.passes import Passes, count
 from methods.ranking import Ranking, ranked, top_over_all
 from methods.reparam import Feedback
 from methods.schedules import Epochs, cubic
@@ -81,6 +83,10 @@ class DPF(Feedback):
 
     def mask_changes(self) -> int:
         return self.mask.changes()
+
+    def passes(self, layers: Mapping[str, Mapping[str, Any]]) -> Passes:
+        kept = count(layers, "kept")
+        return Passes(forward=kept, error=kept)  # the gradient of all weights is applied: section 4, 2 f + F
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "masks": self.mask.as_dict()}

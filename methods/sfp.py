@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from methods.base import Context, Masked
 from methods.dpf import choose_filters
 from methods.knob import Knob
+from methods.passes import DENSE, Passes
 from methods.schedules import Epochs, cubic
 
 
@@ -29,6 +31,9 @@ class SFP(Masked):
     def check(self, epochs: float) -> None:
         if self.end_epoch > epochs:
             raise ValueError(f"the ramp ends at epoch {self.end_epoch:g}, after the run's end at epoch {epochs:g}")
+
+    def passes(self, layers: Mapping[str, Mapping[str, Any]]) -> Passes:
+        return DENSE  # the mask is that of the moment between two epochs: all filters are trained
 
     def on_epoch(self, ctx: Context) -> None:
         for index, mask in enumerate(self.mask.tensors):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from methods.base import Context
 from methods.masks import top_mask
+from methods.passes import Passes, count
 from methods.schedules import apportion
 from methods.static import Static
 
@@ -29,6 +31,10 @@ class SparseMomentum(Static):
     """
 
     prune_rate: Annotated[float, "0 <= x <= 1"] = 0.5
+
+    def passes(self, layers: Mapping[str, Mapping[str, Any]]) -> Passes:
+        kept = count(layers, "kept")
+        return Passes(forward=kept, error=kept)  # the momentum of all positions needs all gradients: 2 f + F
 
     def before_step(self, ctx: Context) -> bool:
         return True  # dense gradients: the momentum of empty positions decides what grows

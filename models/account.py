@@ -5,6 +5,7 @@ Torch-free, but for `account`, which looks at a model. `python -m models.account
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ class Convention:
     batch_norm: int = 0  # per element that goes through a batch norm
     relu: int = 0  # per element that goes through a ReLU
     pooling: int = 0  # per element read by the windows of 2d max and average pooling (not adaptive pooling)
+    output: int = 0  # per element that a convolution or linear layer puts out
     about: str = ""
 
 
@@ -35,6 +37,10 @@ CONVENTIONS = {
     "2xmac": Convention(mac=2, about="multiplications and additions of convolutions and linear layers"),
     # Reproduces the 216, 848 and 3366 M MACs of WRN-28-2, -4 and -8 (DPF, figures 3 and 6).
     "dpf": Convention(mac=1, batch_norm=2, relu=1, about="DPF: MACs, 2 per batch-norm and 1 per ReLU element"),
+    # RigL's official counter: a dot product of n weights is n multiplications and n - 1 additions, its bias 1 addition,
+    # its ReLU (one after every layer, as it counts) 1 multiplication. All ratios of training in AC/DC's tables 1, 2 and
+    # 11 that RigL's and Top-KAST's papers give come out of it to the printed digit, but one.
+    "rigl": Convention(mac=2, output=1, about="RigL's official counter: 2 per MAC, 1 per output element"),
     # AC/DC, appendix C.2: non-zero weights of convolutions and linear layers; on ImageNet batch norm, pooling and ReLU
     # are ignored. The official counter doubles the MACs and adds the biases.
     "acdc": Convention(mac=2, bias=1, about="AC/DC (C.2): 2 per MAC, 1 per bias"),
@@ -135,6 +141,7 @@ class Account:
             + per.batch_norm * self.batch_norm_elements
             + per.relu * self.relu_elements
             + per.pooling * self.pooling_operations
+            + per.output * sum(math.prod(layer.output) for layer in self.layers if layer.macs)
         )
 
     def sparsity(self, kept: Mapping[str, float], of: Of = "weights") -> float:

@@ -12,9 +12,12 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from methods.counts import Allocation, allocate
+from models.account import CONVENTIONS, Account
 from results import document
 from results.address import PAPERS, figures, select, tables
 from results.plan import composed
@@ -62,6 +65,7 @@ class Architecture:
     macs: int
     flops: Mapping[str, float]
     layers: tuple[Layer, ...]
+    account: Account
 
 
 def inputs(dataset: Mapping[str, Any]) -> Inputs | None:
@@ -121,13 +125,17 @@ def _read(path: Path) -> Architecture | None:
             linear_weights=sum(layer.weights for layer in layers if layer.kind == "linear"),
             flops=content["flops"],
             layers=layers,
+            account=Account.from_record(content),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise Misuse(f"{path} is not a whole record ({error}); write it again with `{WRITE}`.") from error
 
 
 def facts(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What expressions read below `architecture`: parameters, weights, macs, flops.dpf ...; Misuse without a record."""
+    """What expressions read below `architecture`: parameters, weights, macs, flops.dpf ...; Misuse without a record.
+
+    allocated.CONVENTION: the share of dense inference FLOPs that the method's allocation leaves, where it has one.
+    """
     found = record(config)
     if found is None:
         model, dataset = config["model"]["name"], config["dataset"]["name"]
@@ -135,7 +143,37 @@ def facts(config: Mapping[str, Any]) -> Mapping[str, Any]:
         if inputs(config["dataset"]) is None:
             mend = f"add the dataset to {FOLDER / INPUTS} first; then {mend}"
         raise Misuse(f"There is no record of the architecture {model} on {dataset}; {mend}.")
-    return {name: getattr(found, name) for name in Architecture.__dataclass_fields__ if name != "layers"}
+    told = {
+        name: getattr(found, name) for name in Architecture.__dataclass_fields__ if name not in ("layers", "account")
+    }
+    kept = allocated(found, config["method"])
+    return told if kept is None else told | {"allocated": kept}
+
+
+def allocated(found: Architecture, method: Mapping[str, Any]) -> dict[str, float] | None:
+    """FLOPs of inference, as a share of the dense network's, by convention, of an allocation that needs no training.
+
+    None where the method's section names none (uniform, erk). Misuse when a keep_dense pattern matches no layer.
+    """
+    rule: Any = method.get("allocation")
+    share = method.get("sparsity")
+    if rule not in get_args(Allocation) or not isinstance(share, int | float):
+        return None
+    patterns = method.get("keep_dense", [])
+    for pattern in patterns:
+        if not any(_matches(layer, pattern) for layer in found.layers):
+            raise Misuse(f"keep_dense pattern {pattern!r} matches none of the architecture's layers.")
+    pruned = [layer for layer in found.layers if not any(_matches(layer, pattern) for pattern in patterns)]
+    counts = allocate(rule, [layer.shape for layer in pruned], share)
+    kept = dict(zip((layer.name for layer in pruned), counts, strict=True))
+    return {name: found.account.flops(name, kept) / found.flops[name] for name in CONVENTIONS}
+
+
+def _matches(layer: Layer, pattern: str) -> bool:
+    """As `methods.allocation` matches a module: its name, or after "type:" its class."""
+    kind = pattern.removeprefix("type:")
+    own = "Linear" if layer.kind == "linear" else f"Conv{len(layer.shape) - 2}d"
+    return fnmatchcase(layer.name.removesuffix(".weight") if kind == pattern else own, kind)
 
 
 def wanted(papers: Path = PAPERS) -> list[dict[str, Any]]:

@@ -233,7 +233,9 @@ def _agree(one: Record, other: Record) -> bool:
 
 def _result(summary: Any) -> tuple[Any, dict[str, Any]]:
     final = summary.get("final") or {}
-    return summary.get("status"), {name: value for name, value in final.items() if not name.startswith("time/")}
+    # Times may differ, and FLOPs follow from the rest; an older version counted none.
+    kept = {name: value for name, value in final.items() if not name.startswith(("time/", "flops"))}
+    return summary.get("status"), kept
 
 
 def pack(run_dir: Path | str) -> dict[str, Any]:

@@ -59,6 +59,13 @@ def training_flops(config: Mapping[str, Any]) -> float | None:
     return None if known is None else 3.0 * known.flops[CONVENTION]
 
 
+def lengthened(config: Mapping[str, Any]) -> float:
+    """How many times its epochs a run trains whose schedule has a budget of FLOPs, at its density in every layer."""
+    if config["schedule"].get("budget", "epochs") == "epochs":
+        return 1.0
+    return 1 / (1 - float(config["method"].get("sparsity", 0.0)))
+
+
 def samples(config: Mapping[str, Any]) -> int | None:
     """Training samples per epoch; None for an unknown dataset."""
     given = architecture.inputs(config["dataset"])
@@ -83,7 +90,7 @@ class Costs:
         return self.known[place]
 
     def _of(self, config: Mapping[str, Any]) -> Estimate:
-        count, epochs = samples(config), float(config["schedule"]["epochs"])
+        count, epochs = samples(config), float(config["schedule"]["epochs"]) * lengthened(config)
         asked = architecture.request(config)
         if count is None or asked is None:
             return Estimate(None, None, f"the size of the dataset {config['dataset']['name']} is not known")

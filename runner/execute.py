@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runner import checkpoint, disk, failure
+from runner.chain import chain
 from runner.environment import describe
 from runner.errors import Misuse, RanksFailed
 from runner.experiment import Experiment, make, validate
@@ -94,7 +95,9 @@ def _execute(
 
         def conclude() -> dict[str, Any]:
             assert logger is not None
-            summary = {**frame, **_summarise(trainer, history), "ended": _now(), "wall_s": _wall(history)}
+            above = None if parent is None else RunDirectory(parent).summary()
+            told = {**_summarise(trainer, history), "chain": chain(history[-1], above)}
+            summary = {**frame, **told, "ended": _now(), "wall_s": _wall(history)}
             directory.finish(summary)
             logger.finish(summary)
             return summary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from methods.allocation import PRUNABLE
 from methods.base import Method
-from methods.schedules import EpochRanges, Epochs, LearningRate
+from methods.schedules import EpochRanges, Epochs, LearningRate, stretch
 from runner.build import build, check
 from runner.errors import Misuse
 
@@ -33,6 +33,7 @@ class Schedule:
     l2: Annotated[float, "0 <= x"] = 0.0
     drop_last: bool = False
     accumulate: Annotated[int, "1 <= x"] = 1
+    budget: Literal["epochs", "flops"] = "epochs"
 
     def __post_init__(self) -> None:
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
@@ -42,6 +43,10 @@ class Schedule:
         # null leaves an option at the optimizer's own default: what another optimizer's recipe says can be undone.
         self.optimizer = {name: value for name, value in self.optimizer.items() if value is not None}
         check(self.optimizer, "schedule.optimizer", ("params", "lr", "weight_decay"))
+
+    def stretched(self, epochs: int) -> Schedule:
+        """The same schedule over so many epochs."""
+        return Schedule(**stretch(asdict(self), epochs / self.epochs))
 
     def learning_rate(self) -> LearningRate:
         return LearningRate(

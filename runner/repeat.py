@@ -19,7 +19,7 @@ from runner.records import RunDirectory, read_metrics
 from runner.trainer import Progress, Trainer
 
 #: The fields of a summary that tell what came out.
-RESULT = ("status", "reason", "epochs", "steps", "final", "best", "layers", "records", "series", "parent")
+RESULT = ("status", "reason", "epochs", "steps", "final", "best", "layers", "chain", "records", "series", "parent")
 
 
 def here(config: Mapping[str, Any], data: str | None = None, device: str | None = None) -> Config:
@@ -100,15 +100,24 @@ def first_difference(
     """The first epoch and field in which two runs' metrics are not equal bit for bit, wall-clock fields aside."""
     nothing: Mapping[str, Any] = {}
     for position, (old, new) in enumerate(zip_longest(recorded, now, fillvalue=nothing), start=1):
-        for difference in differences(timeless(old), timeless(new)):
+        for difference in differences(timeless(old), timeless(_as_then(new, old))):
             return old.get("epoch", new.get("epoch", position)), difference
     return None
 
 
 def summary_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """The fields in which two summaries tell another result, wall-clock fields aside."""
-    results = ({part: timeless(summary.get(part)) for part in RESULT} for summary in (recorded, now))
-    return list(differences(*results))
+    parts = [part for part in RESULT if part != "chain" or part in recorded]
+    told = {part: timeless(recorded.get(part)) for part in parts}
+    again = {part: timeless(_as_then(now.get(part), told[part])) for part in parts}
+    return list(differences(told, again))
+
+
+def _as_then(now: Any, recorded: Any) -> Any:
+    """Metrics without their FLOPs, where the recorded run is from before these were counted."""
+    if not isinstance(now, Mapping) or not isinstance(recorded, Mapping):
+        return now
+    return {name: value for name, value in now.items() if name in recorded or not name.startswith("flops")}
 
 
 def timeless(value: Any) -> Any:

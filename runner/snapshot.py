@@ -26,7 +26,13 @@ def take(trainer: Trainer) -> dict[str, Any]:
         "scaler": t.scaler.state_dict(),
         "method": t.e.method.state_dict(),
         "records": t.recorders.state_dict(),
-        "position": {"step": t.ctx.step, "epoch": t.ctx.epoch, "batch": t.batch, "lr": t.ctx.lr},
+        "position": {
+            "step": t.ctx.step,
+            "epoch": t.ctx.epoch,
+            "batch": t.batch,
+            "lr": t.ctx.lr,
+            "epochs": t.e.schedule.epochs,
+        },
         **own,
         "others": others,
     }
@@ -44,6 +50,8 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     position = state["position"]
     t.ctx.step, t.ctx.epoch, t.batch = position["step"], position["epoch"], position["batch"]
     t.ctx.lr = position["lr"]
+    if (epochs := position.get("epochs", t.e.schedule.epochs)) != t.e.schedule.epochs:  # a budget of FLOPs
+        t.lengthen(epochs)
     t.ctx.rng.set_state(state["rng"]["method"].cpu())
     everybodys = [state, *state.get("others", [])]
     if len(everybodys) == t.world.size:

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from data.order import derive, epoch_order
 from methods.base import Context
+from methods.schedules import whole_epochs
 from runner import checkpoint, snapshot
 from runner.errors import Misuse
 from runner.experiment import Experiment
 from runner.gradients import mean_grads
+from runner.ledger import Ledger
 from runner.optim import L1
 from runner.recorders import Recorders, layers
 from runner.records import RunDirectory
@@ -54,6 +56,7 @@ class Trainer:
         self.stop = stop
         self.world = world
         e = experiment
+        self.ledger = Ledger.of(e.model, e.data.in_shape)
         try:
             self.model = e.method.setup(e.model)
         except ValueError as error:
@@ -96,6 +99,7 @@ class Trainer:
                 self.e.method.begin(self.ctx)
             except ValueError as error:
                 raise Misuse(f"method: {error}.") from None
+            self.afford()
             self.recorders.begin()
         while self.ctx.epoch <= self.e.schedule.epochs and not self.broken:
             self.train_epoch()
@@ -104,6 +108,21 @@ class Trainer:
             if self.ctx.epoch > self.e.schedule.epochs or self.broken or self.world.lead(self.is_save_due):
                 self.save()
         return self.history
+
+    def afford(self) -> None:
+        """With a budget of FLOPs: as many epochs as it pays for, of the method as it stands before the first step."""
+        if self.e.schedule.budget == "flops":
+            try:
+                factor = self.ledger.affordable(self.e.method, self.layers())
+            except ValueError as error:
+                raise Misuse(f"schedule.budget = flops: {error}.") from None
+            self.lengthen(whole_epochs(self.e.schedule.epochs, factor))
+
+    def lengthen(self, epochs: int) -> None:
+        """Train so many epochs instead; the learning rate's own stretch with them."""
+        self.e.schedule = self.e.schedule.stretched(epochs)
+        self.learning_rate = self.e.schedule.learning_rate()
+        self.ctx.total_steps = self.ctx.steps_per_epoch * epochs
 
     @property
     def broken(self) -> bool:
@@ -134,16 +153,21 @@ class Trainer:
         trained, self.sums = self.world.sum(self.sums), None
         self.replicas.average_statistics()
         self.replicas.compare_everything()
-        samples = min((ctx.steps_per_epoch - first) * e.schedule.batch_size, e.data.train_size)
+        whole = min(ctx.steps_per_epoch * e.schedule.batch_size, e.data.train_size)  # samples of an epoch
+        samples = max(0, whole - first * e.schedule.batch_size)
         line = {"epoch": ctx.epoch, "step": ctx.step, "lr": ctx.lr}
         line |= {f"train/{name}": value for name, value in e.task.metrics(trained).items()}
         line |= {f"test/{name}": value for name, value in self.evaluate().items()}
-        densities = self.densities()
+        counts = self.layers()
+        densities = self.densities(counts)
         line |= {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in densities.items()}
         kept, total = densities["mask"]
         line["mask/parameters"] = sum(p.numel() for p in self.model.parameters()) - (total - kept)
+        line |= self.ledger.line(e.method, counts, whole, self.history)
         line |= self.recorders.observe(ctx.epoch)
         line |= {"time/epoch_s": time.perf_counter() - began, "time/samples_per_s": samples / seconds}
+        # An interrupted epoch's first part was another process's: as long as the rest at its rate.
+        line["time/training_s"] = self.seconds + (seconds * whole / samples if samples else seconds)
         self.history.append(self.world.lead(lambda: self.record(line)))
 
     def record(self, line: dict[str, Any]) -> dict[str, Any]:
@@ -160,6 +184,12 @@ class Trainer:
         for part, chunk in enumerate(indices.chunk(self.e.schedule.accumulate)):
             mine, _ = self.world.share(chunk)
             self.e.data.expect(mine, self.own_seed("augment", self.ctx.step + 1, part))
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the steps of the epochs before, without evaluations; of old lines only their whole time is known."""
+        lines = self.history
+        return lines[-1].get("time/training_s", sum(line["time/epoch_s"] for line in lines)) if lines else 0.0
 
     def own_seed(self, *names: str | int) -> int:
         """A seed of this rank's own; rank 0's is that of a run without other ranks."""
@@ -210,9 +240,9 @@ class Trainer:
             total = sums if total is None else total + sums
         return self.e.task.metrics(self.world.sum(total))
 
-    def densities(self) -> dict[str, tuple[int, int]]:
+    def densities(self, counts: dict[str, dict[str, Any]] | None = None) -> dict[str, tuple[int, int]]:
         """(kept, total) over prunable weights: by the mask and by what the network computes with."""
-        layers = self.layers().values()
+        layers = (self.layers() if counts is None else counts).values()
         total = sum(layer["total"] for layer in layers) or 1
         return {
             "mask": (sum(layer["kept"] for layer in layers) or total * (not layers), total),

@@ -55,8 +55,11 @@ BUSY: dict[str, list[str]] = {
     "sfp": ["method.end_epoch=2"],
     "sm": [],
     "quantised": ["method.bits=3"],
+    # Eight steps like all others; what a budget of FLOPs does is tests/test_ledger.py's.
+    "lottery_flops": ["schedule.budget=epochs"],
+    "retrain_mask_flops": ["schedule.budget=epochs"],
 }
-MOVING = set(BUSY) - {"quantised"}
+MOVING = set(BUSY) - {"quantised", "lottery_flops", "retrain_mask_flops"}
 # Their sparsity is a share of filters.
 STRUCTURED = {"dpf_structured", "sfp"}
 UNMASKED = {"dense", "quantised"}
@@ -158,7 +161,7 @@ def test_masks_are_exact_and_weights_zero_outside_after_every_step(method: str, 
     assert whole == total and kept == kept_at_the_end(t, config)
     if method in ("static", "set", "deepr"):
         assert all(counts == seen[0] for counts in seen)
-    if method in ("dsr", "sm", "oneshot", "lottery", "retrain_mask", "snip"):
+    if method in ("dsr", "sm", "oneshot", "lottery", "lottery_flops", "retrain_mask", "retrain_mask_flops", "snip"):
         assert {sum(counts) for counts in seen} == {kept}
     if method == "dpf":  # refreshes after 2, 4, 6 and 8 steps, the ramp ends after 6
         ramp = [0, 2, 2, 4, 4, 6, 6, 6]

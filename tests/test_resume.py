@@ -75,7 +75,7 @@ def overrides(method: str, kind: str, precision: str, *more: str) -> list[str]:
 @functools.cache
 def parents(method: str) -> list[str]:
     """The override that gives a stage a short parent, of the method that it has by itself; of tickets, the second."""
-    if method == "lottery":
+    if method.startswith("lottery"):
         first = f"'method=lottery','method.sparsity=0.2',{LEARNS},\"start.parent={PARENT}\""
         return ["method.sparsity=0.36", f"start.parent=[{first}]"]
     if compose([f"method={method}"])["start"] is None:

@@ -1,0 +1,44 @@
+"""Counts: how many weights each layer keeps when all of them together keep a given share, exactly. No torch here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from methods.schedules import apportion
+
+Allocation = Literal["uniform", "erk"]
+
+
+def kept_of(total: int, sparsity: float) -> int:
+    """The number of weights kept of `total` at `sparsity`: (1 - sparsity) total, rounded to the nearest, half up."""
+    return math.floor((1 - sparsity) * total + 0.5 + 1e-12 * total)
+
+
+def allocate(
+    allocation: Allocation, shapes: Sequence[Sequence[int]], sparsity: float, layer_floor: int = 0
+) -> list[int]:
+    """Kept weights per layer; they add up to exactly `kept_of(total, sparsity)`.
+
+    uniform: every layer the same density. erk (Erdos-Renyi kernel, Evci et al. 2020, section 3): the density of a layer
+    is proportional to sum(shape) / prod(shape); layers that would exceed density 1 are capped and their surplus is
+    redistributed over the others until the total is exact.
+    `layer_floor`: no layer keeps fewer than this (or than all it has); the other layers make up for it.
+    ValueError when the floors need more weights than the sparsity leaves.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    mass = [float(sum(shape)) for shape in shapes] if allocation == "erk" else [float(size) for size in sizes]
+    total = kept_of(sum(sizes), sparsity)
+    floors = [min(layer_floor, size) for size in sizes]
+    if sum(floors) > total:
+        raise ValueError(f"a floor of {layer_floor} weights per layer needs {sum(floors)}, but only {total} are kept")
+    raised: set[int] = set()
+    while True:
+        others = [i for i in range(len(sizes)) if i not in raised]
+        left = total - sum(floors[i] for i in raised)
+        counts = dict(zip(others, apportion(left, [mass[i] for i in others], [sizes[i] for i in others]), strict=True))
+        short = {i for i in others if counts[i] < floors[i]}
+        if not short:
+            return [counts.get(i, floors[i]) for i in range(len(sizes))]
+        raised |= short
