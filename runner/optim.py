@@ -29,6 +29,7 @@ class Schedule:
     lr_end: Annotated[float, "0 <= x"] = 0.0
     warmup_epochs: Epochs = 0.0
     warmup_from: Annotated[float, "0 <= x"] = 0.0
+    lr_from_epoch: Epochs = 0.0
     l1: Annotated[float, "0 <= x"] = 0.0
     l2: Annotated[float, "0 <= x"] = 0.0
     drop_last: bool = False
@@ -39,18 +40,25 @@ class Schedule:
             raise Misuse(
                 f"schedule.warmup_epochs = {self.warmup_epochs:g} should be below schedule.epochs = {self.epochs}."
             )
+        ranges = EpochRanges.parse(self.lr)  # type: ignore[arg-type]
+        if ranges.last_epoch < self.lr_from_epoch + self.epochs:
+            raise Misuse(
+                f"schedule.lr ends at epoch {ranges.last_epoch}, but the run's learning rates are those of epochs "
+                f"{self.lr_from_epoch:g} to {self.lr_from_epoch + self.epochs:g}; extend its last range."
+            )
         check(self.optimizer, "schedule.optimizer", ("params", "lr", "weight_decay"))
 
     def learning_rate(self) -> LearningRate:
         return LearningRate(
             base=EpochRanges.parse(self.lr),  # type: ignore[arg-type]
-            epochs=self.epochs,
+            epochs=self.lr_from_epoch + self.epochs,
             decay=self.decay,
             milestones=tuple(self.milestones),
             gamma=self.gamma,
             end=self.lr_end,
             warmup_epochs=self.warmup_epochs,
             warmup_from=self.warmup_from,
+            from_epoch=self.lr_from_epoch,
         )
 
     def make_optimizer(self, method: Method, model: nn.Module) -> torch.optim.Optimizer:
