@@ -177,7 +177,7 @@ def _finish(config: Config, overrides: Sequence[str]) -> Config:
     if factor is None:
         factor = _factor(profile, config["schedule"]["epochs"])
     profile["stretch"] = factor
-    extend = config["schedule"].pop("extend", 1)
+    extend = config["schedule"].get("extend", 1)
     if not isinstance(extend, int | float) or isinstance(extend, bool) or not extend > 0:
         raise Misuse(f"schedule.extend = {extend!r} should be a number above 0.")
     try:

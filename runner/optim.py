@@ -17,7 +17,10 @@ from runner.errors import Misuse
 
 @dataclass(kw_only=True)
 class Schedule:
-    """How long, in which batches and with which step size a run trains (`conf/schedule`)."""
+    """How long, in which batches and with which step size a run trains (`conf/schedule`).
+
+    `extend` has been applied when the configuration was composed: all epochs here are those of the longer training.
+    """
 
     epochs: Annotated[int, "1 <= x"]
     batch_size: Annotated[int, "1 <= x"]
@@ -30,6 +33,7 @@ class Schedule:
     warmup_epochs: Epochs = 0.0
     warmup_from: Annotated[float, "0 <= x"] = 0.0
     lr_from_epoch: Epochs = 0.0
+    extend: Annotated[float, "0 < x"] = 1.0
     l1: Annotated[float, "0 <= x"] = 0.0
     l2: Annotated[float, "0 <= x"] = 0.0
     drop_last: bool = False
