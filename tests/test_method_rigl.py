@@ -124,7 +124,6 @@ def test_the_gradient_is_that_of_all_positions_and_of_the_whole_batch(tmp_path: 
     real = RigL.update
 
     def watched(ctx: Any) -> None:
-        t.optimizer.zero_grad  # noqa: B018  (the gradients are still there)
         grads = [w.grad.clone() for w in method.mask.weights]
         before = [method.mask.kept(i) for i in range(3)]
         sizes = method.mask.counts()

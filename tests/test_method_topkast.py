@@ -130,7 +130,7 @@ def test_dense_all_through_is_plain_training(bench: Any, gaussian: Any) -> None:
 @pytest.mark.parametrize("alpha", [1.0, 1.375, 2.0, 3.0])
 def test_powers_by_autograd(alpha: float, bench: Any, gaussian: Any) -> None:
     """theta starts so that the network does not change; the gradient is that of w(theta) on A and, straight, on B."""
-    given = dict(sparsity=0.6, backward_sparsity=0.3, exploration=0.0, period=100)
+    given: dict[str, Any] = {"sparsity": 0.6, "backward_sparsity": 0.3, "exploration": 0.0, "period": 100}
     method = Powerprop(alpha=alpha, **given)
     weights = gaussian(SHAPES, 0)
     b = bench(method, weights, lr=0.1)
