@@ -113,10 +113,10 @@ class MaskDynamics(Recorder):
 class Phases(Recorder):
     """How much the mask changes from one sparse phase to the next, of a method whose dense and sparse phases alternate.
 
-    mask/phase_change: in the first epoch of every sparse phase but the first, the share of all mask elements that differ
-    from the sparse phase before (Peste et al. 2021, figures 4b, 5b and 7b; the official code divides by all weights of
-    the pruned layers, too). Dense is a phase whose masks keep everything; a method that is never dense in between
-    gives nothing. The paper's masks do not change within a phase; those at the end of its first epoch are compared.
+    mask/phase_change: in the first epoch of every sparse phase but the first, the share of all mask elements that
+    differ from the sparse phase before (Peste et al. 2021, figures 4b, 5b and 7b; the official code divides by all
+    weights of the pruned layers, too). Dense is a phase whose masks keep everything; a method that is never dense in
+    between gives nothing. Masks are compared at the end of a phase's first epoch: AC/DC's do not change within one.
     """
 
     metrics = ("mask/phase_change",)

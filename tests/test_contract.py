@@ -345,7 +345,7 @@ def test_the_seeds_of_a_run_by_hand(tmp_path: Path) -> None:
 
 def numeric(method: str) -> list[str]:
     """The options with a number in conf/method, read without composing: this runs at every collection."""
-    option = OmegaConf.load(CONF / "method" / f"{method}.yaml")
+    option: Any = OmegaConf.to_container(OmegaConf.load(CONF / "method" / f"{method}.yaml"), resolve=False)
     section = option.get("method", option)
     return [k for k, v in section.items() if type(v) in (int, float) and k != "revision"]
 
