@@ -19,6 +19,9 @@ class Dataset(ABC):
     num_classes: int
     in_shape: tuple[int, ...]
 
+    #: Names of further labelled samples, evaluated at every epoch's end: metrics NAME_accuracy and so on.
+    probes: tuple[str, ...] = ()
+
     @property
     @abstractmethod
     def train_size(self) -> int:
@@ -41,6 +44,10 @@ class Dataset(ABC):
 
         Of several ranks each gets every `ranks`-th batch, the first ones from batch `rank`, and loads no other.
         """
+
+    def probe_batches(self, name: str, size: int, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """The samples of one of the `probes`, as `test_batches` gives the test set."""
+        raise KeyError(name)
 
     def expect(self, indices: Tensor, seed: int) -> None:  # noqa: B027  (resident data have nothing to prepare)
         """A hint that `batch(indices, seed)` comes soon: a streaming dataset begins to read. Changes no batch."""

@@ -26,6 +26,8 @@ def cifar10(
     pad_mode: PadMode = "reflect",
     flip: bool = True,
     train_subset: Count | None = None,
+    corrupted_labels: Annotated[int, "0 <= x"] = 0,
+    corruption_seed: Annotated[int, "0 <= x"] = 0,
 ) -> Images:
     """The exact 50,000 training and 10,000 test images of shape (3, 32, 32), 10 classes.
 
@@ -43,6 +45,8 @@ def cifar10(
         augment=augmentation(pad, pad_mode, flip),
         train_subset=train_subset,
         digest=digest,
+        corrupted_labels=corrupted_labels,
+        corruption_seed=corruption_seed,
     )
 
 
@@ -56,6 +60,8 @@ def cifar10_jpeg(
     pad_mode: PadMode = "reflect",
     flip: bool = True,
     train_subset: Count | None = None,
+    corrupted_labels: Annotated[int, "0 <= x"] = 0,
+    corruption_seed: Annotated[int, "0 <= x"] = 0,
 ) -> Images:
     """JPEG copies of the 60,000 images: the same classes and split as `cifar10`, other pixels.
 
@@ -80,4 +86,6 @@ def cifar10_jpeg(
         augment=augmentation(pad, pad_mode, flip),
         train_subset=train_subset,
         digest=digest,
+        corrupted_labels=corrupted_labels,
+        corruption_seed=corruption_seed,
     )

@@ -14,14 +14,16 @@ from methods.counts import kept_of as kept_of
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def prunable_weights(model: nn.Module, keep_dense: Sequence[str] = ()) -> dict[str, nn.Parameter]:
-    """Name -> weight of every convolution and linear layer, but those that match a `keep_dense` pattern.
+def prunable_weights(
+    model: nn.Module, keep_dense: Sequence[str] = (), kinds: tuple[type[nn.Module], ...] = PRUNABLE
+) -> dict[str, nn.Parameter]:
+    """Name -> weight of every layer of these `kinds` (convolution, linear) that matches no `keep_dense` pattern.
 
     Patterns are shell-style, against the layer's name ("stem", "*.shortcut", "fc") or, after "type:", its class
     ("type:Linear"). ValueError when a pattern matches no layer: a misspelt one would silently prune what should stay
     dense.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, PRUNABLE)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     for pattern in keep_dense:
         if not any(_matches(name, module, pattern) for name, module in layers.items()):
             raise ValueError(f"keep_dense pattern {pattern!r} matches none of the layers {', '.join(layers)}")

@@ -54,6 +54,9 @@ class Method:
     #: The hyperparameter that calibration turns, of a method that cannot be told its sparsity.
     knob: ClassVar[Knob | None] = None
 
+    #: The names that `keeps` may give: checkpoints, beside the last one, that a stage may start from.
+    kept: ClassVar[tuple[str, ...]] = ()
+
     def check(self, epochs: float) -> None:
         """Raise ValueError when the hyperparameters do not fit a run of that many epochs. Runs before anything else."""
 
@@ -85,6 +88,12 @@ class Method:
 
     def after_step(self, ctx: Context) -> None:
         """After the optimizer step."""
+
+    def keeps(self) -> str | None:
+        """At an epoch's end: the name under which its weights are kept if no epoch of that name had a better test
+        metric, or None.
+        """
+        return None
 
     def masks(self) -> dict[str, Tensor]:
         """Name -> boolean mask: the enforced support. A weight that is not listed is dense."""

@@ -77,9 +77,11 @@ class LearningRate:
     end: float = 0.0
     warmup_epochs: float = 0.0
     warmup_from: float = 0.0
+    from_epoch: float = 0.0
 
     def at(self, position: float) -> float:
-        """`position`: finished epochs, a float in [0, epochs)."""
+        """`position`: finished epochs of the run, which begins `from_epoch` epochs after the schedule's beginning."""
+        position += self.from_epoch
         base = self.base.at(int(position) + 1)
         if position < self.warmup_epochs:
             return self.warmup_from + (base - self.warmup_from) * position / self.warmup_epochs
@@ -109,6 +111,12 @@ def lottery_parent(sparsity: float, rate: float) -> list[str]:
     if rounds < 2:
         return ["method=dense"]
     return ["method=lottery", f"method.sparsity={1 - (1 - rate) ** (rounds - 1):.12g}", f"method.rate={rate:.12g}"]
+
+
+def difference(whole: Any, part: Any) -> Any:
+    """`whole` - `part`, for conf/: the epochs before the last phase, say. What is no number is left to others."""
+    numbers = all(isinstance(value, int | float) for value in (whole, part))
+    return whole - part if numbers else whole
 
 
 def step_of(epochs: float, steps_per_epoch: int) -> int:
@@ -156,6 +164,19 @@ def whole_epochs(epochs: float, factor: float) -> int:
     return max(1, math.floor(epochs * factor + 0.5))
 
 
+def whole_ends(ends: Sequence[float], total: int) -> list[int]:
+    """Where parts of a run end, in whole epochs: nearest to `ends` (ascending), but each part has an epoch.
+
+    The last part ends at `total`, which must be at least the number of parts.
+    """
+    whole: list[int] = []
+    for index, end in enumerate(ends):
+        earliest = (whole[-1] if whole else 0) + 1
+        latest = total - (len(ends) - 1 - index)
+        whole.append(min(max(math.floor(end + 0.5), earliest), latest))
+    return whole
+
+
 def _stretch_ranges(text: str, factor: float) -> str:
     ranges = EpochRanges.parse(text)
     total = whole_epochs(ranges.last_epoch, factor)
@@ -163,11 +184,7 @@ def _stretch_ranges(text: str, factor: float) -> str:
     if total < count:
         values = [ranges.at(min(math.ceil((epoch - 0.5) / factor), ranges.last_epoch)) for epoch in range(1, total + 1)]
         return str(EpochRanges(tuple(((e, e), v) for e, v in enumerate(values, start=1))))
-    ends: list[int] = []
-    for index, ((_, last), _value) in enumerate(ranges.pairs):
-        earliest = (ends[-1] if ends else 0) + 1
-        latest = total - (count - 1 - index)
-        ends.append(min(max(math.floor(last * factor + 0.5), earliest), latest))
+    ends = whole_ends([last * factor for (_, last), _value in ranges.pairs], total)
     starts = [1, *(end + 1 for end in ends[:-1])]
     return str(EpochRanges(tuple(((s, e), v) for s, e, (_, v) in zip(starts, ends, ranges.pairs, strict=True))))
 

@@ -13,7 +13,7 @@ from data.order import derive
 from methods.base import Method
 from runner.build import build, check, check_arguments
 from runner.device import PRECISIONS, Name, choose, reset
-from runner.errors import Misuse
+from runner.errors import Misuse, nearest
 from runner.identity import Config, key
 from runner.optim import Schedule
 from runner.recorders import check as check_records
@@ -89,7 +89,13 @@ def validate(config: Config) -> tuple[Settings, Schedule, Method]:
     except ValueError as error:
         raise Misuse(f"method: {error}.") from None
     if config.get("start"):
-        validate({**config, "start": None, **config["start"]["parent"]})
+        _, _, parent = validate({**config, "start": None, **config["start"]["parent"]})
+        if (name := config["start"]["checkpoint"]) not in (kept := ("last", *parent.kept)):
+            whose = config["start"]["parent"]["method"]["name"]
+            raise Misuse(
+                f"start.checkpoint = {name!r} should be one that method {whose} keeps: {', '.join(kept)}."
+                f"{nearest(name, kept)}"
+            )
     return settings, schedule, method
 
 

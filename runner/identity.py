@@ -26,6 +26,10 @@ NEUTRAL: dict[str, Any] = {
     "memory_format": "contiguous",
     "method.initial_sparsity": 0.0,
     "start.initialization": "original",
+    "schedule.lr_from_epoch": 0,
+    "schedule.extend": 1,
+    "dataset.corrupted_labels": 0,
+    "dataset.corruption_seed": 0,
 }
 
 

@@ -17,7 +17,10 @@ from runner.errors import Misuse
 
 @dataclass(kw_only=True)
 class Schedule:
-    """How long, in which batches and with which step size a run trains (`conf/schedule`)."""
+    """How long, in which batches and with which step size a run trains (`conf/schedule`).
+
+    `extend` has been applied when the configuration was composed: all epochs here are those of the longer training.
+    """
 
     epochs: Annotated[int, "1 <= x"]
     batch_size: Annotated[int, "1 <= x"]
@@ -29,6 +32,8 @@ class Schedule:
     lr_end: Annotated[float, "0 <= x"] = 0.0
     warmup_epochs: Epochs = 0.0
     warmup_from: Annotated[float, "0 <= x"] = 0.0
+    lr_from_epoch: Epochs = 0.0
+    extend: Annotated[float, "0 < x"] = 1.0
     l1: Annotated[float, "0 <= x"] = 0.0
     l2: Annotated[float, "0 <= x"] = 0.0
     drop_last: bool = False
@@ -42,6 +47,12 @@ class Schedule:
             )
         # null leaves an option at the optimizer's own default: what another optimizer's recipe says can be undone.
         self.optimizer = {name: value for name, value in self.optimizer.items() if value is not None}
+        ranges = EpochRanges.parse(self.lr)  # type: ignore[arg-type]
+        if ranges.last_epoch < self.lr_from_epoch + self.epochs:
+            raise Misuse(
+                f"schedule.lr ends at epoch {ranges.last_epoch}, but the run's learning rates are those of epochs "
+                f"{self.lr_from_epoch:g} to {self.lr_from_epoch + self.epochs:g}; extend its last range."
+            )
         check(self.optimizer, "schedule.optimizer", ("params", "lr", "weight_decay"))
 
     def stretched(self, epochs: int) -> Schedule:
@@ -51,13 +62,14 @@ class Schedule:
     def learning_rate(self) -> LearningRate:
         return LearningRate(
             base=EpochRanges.parse(self.lr),  # type: ignore[arg-type]
-            epochs=self.epochs,
+            epochs=self.lr_from_epoch + self.epochs,
             decay=self.decay,
             milestones=tuple(self.milestones),
             gamma=self.gamma,
             end=self.lr_end,
             warmup_epochs=self.warmup_epochs,
             warmup_from=self.warmup_from,
+            from_epoch=self.lr_from_epoch,
         )
 
     def make_optimizer(self, method: Method, model: nn.Module) -> torch.optim.Optimizer:

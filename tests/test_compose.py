@@ -173,7 +173,7 @@ def test_a_configuration_that_json_cannot_hold_composes_too() -> None:
         ("start={parent: [3]}", "start.parent should be the list of overrides"),
         ("start={parent: [], tak: mask}", "Did you mean 'take'?"),
         ("start={parent: [], take: masks}", "start.take = 'masks' should be one of weights, mask, weights_and_mask"),
-        ("start={parent: [], checkpoint: best}", "start.checkpoint = 'best' should be last"),
+        ("start={parent: [], checkpoint: 3}", "start.checkpoint = 3 should be last, or a name that"),
     ],
 )
 def test_bad_overrides_get_one_sentence(override: str, sentence: str) -> None:
@@ -210,6 +210,10 @@ def test_bad_overrides_get_one_sentence(override: str, sentence: str) -> None:
         (["task.label_smoothing=1"], "task.label_smoothing = 1 should be in the range 0 <= x < 1."),
         (["model.batch_norm=some"], "model.batch_norm = 'some' should be one of none, hidden, all"),
         (["method=compressed", 'start.parent=["method=set","method.sparsity=2"]'], "method.sparsity = 2 should be in"),
+        (
+            ["start={parent: [], checkpoint: best}"],
+            "start.checkpoint = 'best' should be one that method dense keeps: last",
+        ),
     ],
 )
 def test_values_that_do_not_fit_fail_before_anything_starts(overrides: list[str], sentence: str) -> None:
