@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -20,6 +21,10 @@ def _no_data(batches: int) -> dict[str, Tensor]:
     raise ValueError("gradients over training batches are asked for, but there are none here")
 
 
+def _no_samples(samples: int, batch: int) -> Iterator[dict[str, Tensor]]:
+    raise ValueError("gradients over training samples are asked for, but there are none here")
+
+
 @dataclass
 class Context:
     """Where the run stands, handed to every hook.
@@ -27,7 +32,9 @@ class Context:
     `step` counts finished optimizer steps when a step begins (0 at the first) and keeps that value until it has ended;
     `epoch` is the current epoch, from 1. `rng` is a CPU generator that is identical on every rank. `mean_grads(n)` is
     the mean gradient of the loss over n training batches at the weights as they are, by parameter name, the same on
-    every rank; it leaves no trace in the run.
+    every rank; it leaves no trace in the run. `grad_samples(n, batch)` gives n such gradients one by one, each the mean
+    over `batch` training samples, the same ones whenever it is asked in the same step. `scratch`: the bytes that a
+    method's measurements may take at a time.
     """
 
     optimizer: torch.optim.Optimizer
@@ -38,6 +45,8 @@ class Context:
     epoch: int = 1
     lr: float = 0.0
     mean_grads: Callable[[int], dict[str, Tensor]] = _no_data
+    grad_samples: Callable[[int, int], Iterator[dict[str, Tensor]]] = _no_samples
+    scratch: float = math.inf
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,7 @@ from methods.base import Context
 from runner import checkpoint, snapshot
 from runner.errors import Misuse
 from runner.experiment import Experiment
-from runner.gradients import mean_grads
+from runner.gradients import grad_samples, mean_grads
 from runner.optim import L1
 from runner.recorders import Recorders, layers
 from runner.records import RunDirectory
@@ -71,7 +71,8 @@ class Trainer:
             raise Misuse(f"schedule.batch_size = {e.schedule.batch_size} exceeds the {e.data.train_size} samples.")
         rng = torch.Generator().manual_seed(derive(e.seed, "method"))
         self.ctx = Context(self.optimizer, rng, total_steps=steps * e.schedule.epochs, steps_per_epoch=steps)
-        self.ctx.mean_grads = partial(mean_grads, self)
+        self.ctx.mean_grads, self.ctx.grad_samples = partial(mean_grads, self), partial(grad_samples, self)
+        self.ctx.scratch = e.settings.scratch_gib * 2**30
         self.replicas = Replicas(world, self.model, self.optimizer, e.method, self.ctx)
         last = torch.arange((steps - 1) * e.schedule.batch_size, min(steps * e.schedule.batch_size, e.data.train_size))
         self.replicas.check_statistics(min(map(len, last.chunk(e.schedule.accumulate))))

@@ -55,6 +55,10 @@ BUSY: dict[str, list[str]] = {
     "sfp": ["method.end_epoch=2"],
     "sm": [],
     "quantised": ["method.bits=3"],
+    "woodfisher": [
+        *["method.start_epoch=0", "method.iterations=4", "method.every_epochs=0.5", "method.initial_sparsity=0"],
+        *["method.fisher_samples=3", "method.fisher_batch=8", "method.block_size=50"],
+    ],
 }
 MOVING = set(BUSY) - {"quantised"}
 # Their sparsity is a share of filters.
@@ -163,7 +167,7 @@ def test_masks_are_exact_and_weights_zero_outside_after_every_step(method: str, 
     if method == "dpf":  # refreshes after 2, 4, 6 and 8 steps, the ramp ends after 6
         ramp = [0, 2, 2, 4, 4, 6, 6, 6]
         assert [sum(c) for c in seen] == [kept_of(total, 0.9 - 0.9 * (1 - i / 6) ** 3) for i in ramp]
-    if method in ("gmp", "compressed", "incremental"):
+    if method in ("gmp", "compressed", "incremental", "woodfisher"):
         ramp = [0, 1, 1, 2, 2, 3, 3, 4]  # prunings after 2, 4, 6 and 8 steps
         assert [sum(c) for c in seen] == [kept_of(total, 0.9 - 0.9 * (1 - i / 4) ** 3) for i in ramp]
     assert (len(digests) > 1) == (method in MOVING)
