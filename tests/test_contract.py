@@ -59,11 +59,12 @@ BUSY: dict[str, list[str]] = {
         *["method.start_epoch=0", "method.iterations=4", "method.every_epochs=0.5", "method.initial_sparsity=0"],
         *["method.fisher_samples=3", "method.fisher_batch=8", "method.block_size=50"],
     ],
+    "sparsevd": ["method.kl_weight=0.01", "method.end_epoch=1", "method.log_alpha_threshold=0.5"],
 }
-MOVING = set(BUSY) - {"quantised"}
+MOVING = set(BUSY) - {"quantised", "sparsevd"}
 # Their sparsity is a share of filters.
 STRUCTURED = {"dpf_structured", "sfp"}
-UNMASKED = {"dense", "quantised"}
+UNMASKED = {"dense", "quantised", "sparsevd"}
 
 # The first 8 bytes of the SHA-256 of these texts as a number, halved.
 SEEDS = {
