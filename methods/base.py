@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -129,6 +130,10 @@ class Method:
 
     def distance(self) -> float | None:
         """||w - C(w)||^2 / ||w||^2 where weights w are trained and C(w) computes; None where they are the same."""
+        return None
+
+    def unpruned(self) -> AbstractContextManager[None] | None:
+        """Within it the model computes in inference with all the weights that it has; None where it always does."""
         return None
 
     def finalize(self, model: nn.Module) -> nn.Module:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -84,6 +86,17 @@ class SparseVD(Method):
     @torch.no_grad()
     def effective(self) -> dict[str, Tensor]:
         return {name: layer.sparse() for name, layer in self.layers.items()}
+
+    @contextmanager
+    def unpruned(self) -> Iterator[None]:
+        """With theta as it is: the dense model that Peste et al. 2021 compare with (table 14)."""
+        for layer in self.layers.values():
+            layer.threshold = math.inf
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.threshold = self.log_alpha_threshold
 
     def finalize(self, model: nn.Module) -> nn.Module:
         for layer in self.layers.values():

@@ -139,6 +139,9 @@ class Trainer:
         line = {"epoch": ctx.epoch, "step": ctx.step, "lr": ctx.lr}
         line |= {f"train/{name}": value for name, value in e.task.metrics(trained).items()}
         line |= {f"test/{name}": value for name, value in self.evaluate().items()}
+        if (unpruned := e.method.unpruned()) is not None:
+            with unpruned:
+                line |= {f"unpruned/{name}": value for name, value in self.evaluate().items()}
         densities = self.densities()
         line |= {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in densities.items()}
         kept, total = densities["mask"]

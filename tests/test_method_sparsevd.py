@@ -268,6 +268,26 @@ def test_the_forward_pass_is_one_graph() -> None:
         torch.testing.assert_close(compiled(x), expected)
 
 
+def test_the_unpruned_network_is_measured_too(tmp_path: Path) -> None:
+    t = trainer(tmp_path, "method.initial_variance=1e-2", "method.kl_weight=1e-4", "schedule.epochs=2")
+    line = t.fit()[-1]
+    assert 0 < line["effective/sparsity"] < 1
+    assert line["test/loss"] != line["unpruned/loss"]
+    method: Any = t.e.method
+    images, labels = next(t.e.data.test_batches(1000))
+    x = images.flatten(1)
+    with torch.no_grad():
+        with method.unpruned():
+            logits = t.model(images)
+        again = t.model(images)
+        for index, name in enumerate(("fc1", "fc2", "fc3")):
+            layer = t.model.get_submodule(name)
+            x = F.linear(x.relu() if index else x, layer.weight, layer.bias)  # type: ignore[arg-type]
+    torch.testing.assert_close(logits, x)
+    assert not torch.equal(again, logits)
+    assert line["unpruned/accuracy"] == pytest.approx(100 * float((x.argmax(1) == labels).double().mean()), abs=1e-4)
+
+
 def test_a_model_without_a_layer_is_misuse(tmp_path: Path) -> None:
     with pytest.raises(Misuse, match="no convolution or linear layer left to prune"):
         trainer(tmp_path, "method.keep_dense=[fc1,fc2,fc3]")
