@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -21,6 +23,10 @@ def _no_data(batches: int) -> dict[str, Tensor]:
     raise ValueError("gradients over training batches are asked for, but there are none here")
 
 
+def _no_samples(samples: int, batch: int) -> Iterator[dict[str, Tensor]]:
+    raise ValueError("gradients over training samples are asked for, but there are none here")
+
+
 @dataclass
 class Context:
     """Where the run stands, handed to every hook.
@@ -28,7 +34,9 @@ class Context:
     `step` counts finished optimizer steps when a step begins (0 at the first) and keeps that value until it has ended;
     `epoch` is the current epoch, from 1. `rng` is a CPU generator that is identical on every rank. `mean_grads(n)` is
     the mean gradient of the loss over n training batches at the weights as they are, by parameter name, the same on
-    every rank; it leaves no trace in the run.
+    every rank; it leaves no trace in the run. `grad_samples(n, batch)` gives n such gradients one by one, each the mean
+    over `batch` training samples, the same ones whenever it is asked in the same step. `scratch`: the bytes that a
+    method's measurements may take at a time.
     """
 
     optimizer: torch.optim.Optimizer
@@ -39,6 +47,8 @@ class Context:
     epoch: int = 1
     lr: float = 0.0
     mean_grads: Callable[[int], dict[str, Tensor]] = _no_data
+    grad_samples: Callable[[int, int], Iterator[dict[str, Tensor]]] = _no_samples
+    scratch: float = math.inf
 
 
 @dataclass(kw_only=True)
@@ -130,6 +140,10 @@ class Method:
 
     def distance(self) -> float | None:
         """||w - C(w)||^2 / ||w||^2 where weights w are trained and C(w) computes; None where they are the same."""
+        return None
+
+    def unpruned(self) -> AbstractContextManager[None] | None:
+        """Within it the model computes in inference with all the weights that it has; None where it always does."""
         return None
 
     def passes(self, layers: Mapping[str, Mapping[str, Any]]) -> Passes:

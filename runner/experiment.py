@@ -43,6 +43,7 @@ class Settings:
     compile: bool = False
     checkpoint_seconds: Annotated[float, "0 <= x"] = 60.0
     deterministic: bool = True
+    scratch_gib: Annotated[float, "0 < x"] = 48.0
     records: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

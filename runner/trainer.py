@@ -19,7 +19,7 @@ from methods.schedules import whole_epochs
 from runner import checkpoint, snapshot
 from runner.errors import Misuse
 from runner.experiment import Experiment
-from runner.gradients import mean_grads
+from runner.gradients import grad_samples, mean_grads
 from runner.kept import Kept
 from runner.ledger import Ledger
 from runner.optim import L1
@@ -75,7 +75,8 @@ class Trainer:
             raise Misuse(f"schedule.batch_size = {e.schedule.batch_size} exceeds the {e.data.train_size} samples.")
         rng = torch.Generator().manual_seed(derive(e.seed, "method"))
         self.ctx = Context(self.optimizer, rng, total_steps=steps * e.schedule.epochs, steps_per_epoch=steps)
-        self.ctx.mean_grads = partial(mean_grads, self)
+        self.ctx.mean_grads, self.ctx.grad_samples = partial(mean_grads, self), partial(grad_samples, self)
+        self.ctx.scratch = e.settings.scratch_gib * 2**30
         self.replicas = Replicas(world, self.model, self.optimizer, e.method, self.ctx)
         last = torch.arange((steps - 1) * e.schedule.batch_size, min(steps * e.schedule.batch_size, e.data.train_size))
         self.replicas.check_statistics(min(map(len, last.chunk(e.schedule.accumulate))))
@@ -160,6 +161,9 @@ class Trainer:
         line = {"epoch": ctx.epoch, "step": ctx.step, "lr": ctx.lr}
         line |= {f"train/{name}": value for name, value in e.task.metrics(trained).items()}
         line |= {f"test/{name}": value for name, value in self.evaluate().items()}
+        if (unpruned := e.method.unpruned()) is not None:
+            with unpruned:
+                line |= {f"unpruned/{name}": value for name, value in self.evaluate().items()}
         for probe in e.data.probes:
             line |= {f"{probe}_{name}": value for name, value in self.evaluate(probe).items()}
         counts = self.layers()

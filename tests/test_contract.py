@@ -62,11 +62,16 @@ BUSY: dict[str, list[str]] = {
     "rigl": ["method.period=2", "method.stop=1.0", "method.from_start=true"],
     "topkast": ["method.period=2"],
     "topkast_powerprop": ["method.period=2"],
+    "woodfisher": [
+        *["method.start_epoch=0", "method.iterations=4", "method.every_epochs=0.5", "method.initial_sparsity=0"],
+        *["method.fisher_samples=3", "method.fisher_batch=8", "method.block_size=50"],
+    ],
+    "sparsevd": ["method.kl_weight=0.01", "method.end_epoch=1", "method.log_alpha_threshold=0.5"],
 }
-MOVING = set(BUSY) - {"quantised", "lottery_flops", "retrain_mask_flops"}
+MOVING = set(BUSY) - {"quantised", "lottery_flops", "retrain_mask_flops", "sparsevd"}
 # Their sparsity is a share of filters.
 STRUCTURED = {"dpf_structured", "sfp"}
-UNMASKED = {"dense", "quantised", "acdc_dense"}
+UNMASKED = {"dense", "quantised", "acdc_dense", "sparsevd"}
 
 # The first 8 bytes of the SHA-256 of these texts as a number, halved.
 SEEDS = {
@@ -174,7 +179,7 @@ def test_masks_are_exact_and_weights_zero_outside_after_every_step(method: str, 
     if method == "dpf":  # refreshes after 2, 4, 6 and 8 steps, the ramp ends after 6
         ramp = [0, 2, 2, 4, 4, 6, 6, 6]
         assert [sum(c) for c in seen] == [kept_of(total, 0.9 - 0.9 * (1 - i / 6) ** 3) for i in ramp]
-    if method in ("gmp", "compressed", "incremental"):
+    if method in ("gmp", "compressed", "incremental", "woodfisher"):
         ramp = [0, 1, 1, 2, 2, 3, 3, 4]  # prunings after 2, 4, 6 and 8 steps
         assert [sum(c) for c in seen] == [kept_of(total, 0.9 - 0.9 * (1 - i / 4) ** 3) for i in ramp]
     assert (len(digests) > 1) == (method in MOVING)

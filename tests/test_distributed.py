@@ -30,6 +30,8 @@ pytestmark = pytest.mark.ddp
 
 Ranks = tuple[dict[str, Any], dict[str, Any]]
 RUNS = [*ranked.METHODS, "penalised"]
+# Every rank draws noise for its own samples: the same in distribution, not in numbers.
+NOISY = {"sparsevd"}
 
 
 def launched(count: int, folder: Path, *scenes: str) -> tuple[dict[str, Any], ...]:
@@ -83,7 +85,7 @@ def test_masks_thresholds_and_scores_are_identical_after_every_step(run: str, va
 
 
 @pytest.mark.parametrize("variant", ranked.VARIANTS)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", [run for run in RUNS if run not in NOISY])
 def test_two_ranks_train_as_one_does(run: str, variant: str, ranks: Ranks, tmp_path: Path) -> None:
     """Batches of 11, the last one of 3, also in three micro-batches, of which one may be too small for two ranks."""
     method = ranked.Penalised() if run == "penalised" else None
