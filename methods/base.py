@@ -16,6 +16,10 @@ from methods.masks import Masks
 Sparsity = Annotated[float, "0 <= x < 1"]
 
 
+def _no_schedule(step: float) -> float:
+    raise ValueError("the learning rate of other steps is asked for, but there is no schedule here")
+
+
 def _no_data(batches: int) -> dict[str, Tensor]:
     raise ValueError("gradients over training batches are asked for, but there are none here")
 
@@ -27,7 +31,8 @@ class Context:
     `step` counts finished optimizer steps when a step begins (0 at the first) and keeps that value until it has ended;
     `epoch` is the current epoch, from 1. `rng` is a CPU generator that is identical on every rank. `mean_grads(n)` is
     the mean gradient of the loss over n training batches at the weights as they are, by parameter name, the same on
-    every rank; it leaves no trace in the run.
+    every rank; it leaves no trace in the run. `learning_rate(t)` is the schedule's rate after t finished steps, a
+    float in [0, total_steps); `lr` is that of the present step.
     """
 
     optimizer: torch.optim.Optimizer
@@ -38,6 +43,7 @@ class Context:
     epoch: int = 1
     lr: float = 0.0
     mean_grads: Callable[[int], dict[str, Tensor]] = _no_data
+    learning_rate: Callable[[float], float] = _no_schedule
 
 
 @dataclass(kw_only=True)
@@ -121,6 +127,10 @@ class Method:
     def distance(self) -> float | None:
         """||w - C(w)||^2 / ||w||^2 where weights w are trained and C(w) computes; None where they are the same."""
         return None
+
+    def diagnostics(self) -> dict[str, float]:
+        """At an epoch's end: what recorders may show of the method's inner life, by the name of the metric."""
+        return {}
 
     def finalize(self, model: nn.Module) -> nn.Module:
         """The model with plain (sparse) weights and the same outputs."""

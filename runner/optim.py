@@ -10,7 +10,7 @@ from torch import nn
 
 from methods.allocation import PRUNABLE
 from methods.base import Method
-from methods.schedules import EpochRanges, Epochs, LearningRate
+from methods.schedules import EpochRanges, Epochs, LearningRate, learning_rate
 from runner.build import build, check
 from runner.errors import Misuse
 
@@ -29,6 +29,7 @@ class Schedule:
     lr_end: Annotated[float, "0 <= x"] = 0.0
     warmup_epochs: Epochs = 0.0
     warmup_from: Annotated[float, "0 <= x"] = 0.0
+    lr_changes: Literal["step", "epoch"] = "step"
     l1: Annotated[float, "0 <= x"] = 0.0
     l2: Annotated[float, "0 <= x"] = 0.0
     drop_last: bool = False
@@ -42,16 +43,7 @@ class Schedule:
         check(self.optimizer, "schedule.optimizer", ("params", "lr", "weight_decay"))
 
     def learning_rate(self) -> LearningRate:
-        return LearningRate(
-            base=EpochRanges.parse(self.lr),  # type: ignore[arg-type]
-            epochs=self.epochs,
-            decay=self.decay,
-            milestones=tuple(self.milestones),
-            gamma=self.gamma,
-            end=self.lr_end,
-            warmup_epochs=self.warmup_epochs,
-            warmup_from=self.warmup_from,
-        )
+        return learning_rate(vars(self))
 
     def make_optimizer(self, method: Method, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer over the method's parameter groups; l2 is its weight decay, on every parameter."""
