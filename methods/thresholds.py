@@ -61,6 +61,21 @@ class Threshold:
         """The L1 penalty that step `step` implies under the learning rate `rate` (theorem 1)."""
         return (self.at(step + 1) - self.at(step)) / rate
 
+    def trace(self) -> list[tuple[float, float]]:
+        """(t/T, d) after every step, and at the beginning."""
+        return [(step / self.steps, self.at(step)) for step in range(self.steps + 1)]
+
+    def penalties(self) -> list[tuple[float, float]]:
+        """(t/T, L1 penalty) of every step, in units of the constant one that would end at the same threshold.
+
+        The latter (LATS's, with the learning rate `rate`) is d(T) / sum of the rates. Steps without a rate have none.
+        """
+        if self.rate is None:
+            raise ValueError("a penalty needs the run's learning rate")
+        rates = [self.rate(step) for step in range(self.steps)]
+        constant = self.at(self.steps) / math.fsum(rates)
+        return [(step / self.steps, self.penalty(step, rate) / constant) for step, rate in enumerate(rates) if rate]
+
     def share(self, step: int) -> float:
         """g(t/T), from 0 to 1."""
         if self.scheduler not in ("lats", "s_lats", "pgh"):

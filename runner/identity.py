@@ -25,6 +25,8 @@ NEUTRAL: dict[str, Any] = {
     "schedule.lr_changes": "step",
     "memory_format": "contiguous",
     "method.initial_sparsity": 0.0,
+    "model.init_fan": "out",
+    "model.classifier": "linear",
     "start.initialization": "original",
 }
 

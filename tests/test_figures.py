@@ -18,7 +18,7 @@ from matplotlib.colors import to_hex
 from results import document, draw
 from results.address import PAPERS, figures, select
 from results.collect import Collection, collect
-from results.figure import KINDS, UNDRAWABLE, Figure, Grid, NotDrawn, Plotted, Series, choose, recorder_of, records
+from results.figure import KINDS, Figure, Grid, NotDrawn, Plotted, Series, choose, recorder_of, records
 from results.plan import plan
 from results.series import plot
 from runner import identity
@@ -363,8 +363,8 @@ def test_a_figure_that_needs_something_says_what(papers: Path, tmp_path: Path) -
     runs = some_runs(tmp_path / "runs")
     with pytest.raises(NotDrawn, match=r"^toys/one: needs: metric=a/b\.$"):
         drawn(papers, {**POINTS, "needs": ["metric=a/b"]}, runs)
-    with pytest.raises(NotDrawn, match=r"^toys/one: needs: plot=schedule\.$"):
-        drawn(papers, own(plot="schedule"), runs)
+    with pytest.raises(NotDrawn, match=r"^toys/one: needs: plot=strange\.$"):
+        drawn(papers, {**POINTS, "needs": ["plot=strange"]}, runs)
     rows = [{**row, "needs": ["method=x"]} for row in TABLE["rows"]]
     with pytest.raises(NotDrawn, match=r"^toys/one: needs: model=y, method=x\.$"):
         drawn(papers, own(rows=rows, needs=["model=y"]), runs)
@@ -695,7 +695,7 @@ def test_the_projects_figures_load() -> None:
 @pytest.mark.parametrize("address", figures(), ids=str)
 def test_no_figure_waits_for_what_is_there(address: str) -> None:
     """Plots, records and their metrics that have landed must be taken out of `needs`, or it is never drawn."""
-    drawable = {f"plot={kind}" for kind in KINDS if kind not in UNDRAWABLE}
+    drawable = {f"plot={kind}" for kind in KINDS}
     for need in document.load(figures(PAPERS)[address]).get("needs", ()):
         assert need not in drawable | {f"record={name}" for name in RECORDERS}, need
         assert not need.startswith("metric=") or recorder_of(need.removeprefix("metric=")) is None, need
