@@ -24,9 +24,10 @@ Scope = Literal["layer", "global"]
 
 
 class Source(ABC):
-    """Where thresholds come from. `names`: of the layers they belong to, or "all"."""
+    """Where thresholds come from. `names`: of the layers they belong to, or "all"; `trains`: whether by gradients."""
 
     names: list[str]
+    trains = False
 
     @abstractmethod
     def update(self, ctx: Context, step: int) -> None:
@@ -40,6 +41,7 @@ class Source(ABC):
     def values(self) -> Tensor:
         """The thresholds, one for each name."""
 
+    @abstractmethod
     def learn(self, pulls: Tensor, ctx: Context) -> None:
         """`pulls`: of each weight, the sum of dL/dC(w) sign(w) over its elements beyond the threshold."""
 
@@ -47,15 +49,19 @@ class Source(ABC):
         """Parameter groups of its own."""
         return []
 
+    @abstractmethod
     def start_epoch(self) -> None:
         """Diagnostics begin anew."""
 
     def diagnostics(self) -> dict[str, float]:
+        """Of the epoch, beside the thresholds themselves."""
         return {}
 
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        """What a resumed run needs."""
 
+    @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
 
@@ -72,9 +78,9 @@ class Scheduled(Source):
 
     def update(self, ctx: Context, step: int) -> None:
         if self.schedule is None:
-            epochs = ctx.total_steps // ctx.steps_per_epoch
-            lengths = {"epochs": epochs, "steps_per_epoch": ctx.steps_per_epoch}
-            self.schedule = Threshold(**self.options, **lengths, rate=ctx.learning_rate)
+            steps = ctx.steps_per_epoch
+            epochs = ctx.total_steps // steps
+            self.schedule = Threshold(**self.options, epochs=epochs, steps_per_epoch=steps, rate=ctx.learning_rate)
         self.value = self.schedule.at(step)
 
     def limits(self) -> float:
@@ -82,6 +88,12 @@ class Scheduled(Source):
 
     def values(self) -> Tensor:
         return torch.tensor([self.value], dtype=torch.float64)
+
+    def learn(self, pulls: Tensor, ctx: Context) -> None:
+        raise TypeError("a scheduled threshold does not learn")
+
+    def start_epoch(self) -> None:
+        """There is nothing but the threshold."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"value": self.value}
@@ -97,6 +109,8 @@ class Trained(Source):
     `decay`. s is no parameter of the model: its gradient follows from those of the weights, which are synchronised
     already, and the model keeps its names.
     """
+
+    trains = True
 
     def __init__(self, weights: dict[str, nn.Parameter], start: float, link: Link, scope: Scope, decay: Any):
         layers = [name.removesuffix(".weight") for name in weights]
@@ -204,14 +218,15 @@ class SoftThreshold(Feedback):
 
     @torch.no_grad()
     def before_step(self, ctx: Context) -> bool:
-        if self.gradient == "subgradient" or self.source.params():
+        if self.gradient == "subgradient" or self.source.trains:
             self.backward([torch.zeros_like(w) if w.grad is None else w.grad for w in self.computed], ctx)
         return super().before_step(ctx)
 
     def backward(self, grads: list[Tensor], ctx: Context) -> None:
         """From gradients with respect to C(w), which `computed` holds, to those with respect to w, in place, and d."""
         signs = torch._foreach_sign(self.computed)  # 0 where |w| <= d
-        self.source.learn(summed(torch._foreach_mul(grads, signs)), ctx)
+        if self.source.trains:
+            self.source.learn(summed(torch._foreach_mul(grads, signs)), ctx)
         if self.gradient == "subgradient":
             torch._foreach_mul_(grads, torch._foreach_abs(signs))
 

@@ -22,8 +22,8 @@ def resnet50(
     224x224) or its first 1x1 ("v1": He et al., 3.86 GMACs). The parameters are the same 25,557,032 at 1000 classes.
     `zero_init_residual` starts the last batch norm of every block at 0 (Goyal et al. 2017). Convolutions start
     He-normal with fan-out (or `init_fan` = "in"), the rest as PyTorch's default. `classifier` "convolution" is one
-    without biases that starts as convolutions do, as the 1x1 convolution of STR's and LATS's official code. Layers that methods like to keep dense: "conv1" (the stem),
-    "layer?.0.downsample.0" (the 1x1 shortcuts), "fc".
+    without biases that starts as convolutions do, as the 1x1 convolution of STR's and LATS's official code. Layers that
+    methods like to keep dense: "conv1" (the stem), "layer?.0.downsample.0" (the 1x1 shortcuts), "fc".
 
     Other than 3 input channels give a stem of that many, with the same initialisation.
     ValueError for an unknown `stride_at`, `init_fan` or `classifier`.
@@ -45,7 +45,7 @@ def resnet50(
             group[0].conv1.stride, group[0].conv2.stride = group[0].conv2.stride, group[0].conv1.stride
     if classifier == "convolution":
         model.fc = nn.Linear(model.fc.in_features, num_classes, bias=False)
-        nn.init.kaiming_normal_(model.fc.weight, mode=f"fan_{init_fan}", nonlinearity="relu")
+        nn.init.kaiming_normal_(model.fc.weight, mode="fan_in" if init_fan == "in" else "fan_out", nonlinearity="relu")
     if init_fan == "in":
         for convolution in (module for module in model.modules() if isinstance(module, nn.Conv2d)):
             nn.init.kaiming_normal_(convolution.weight, mode="fan_in", nonlinearity="relu")

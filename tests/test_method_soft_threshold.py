@@ -37,8 +37,12 @@ class Slow(nn.Module):
         self.kind, self.options, self.d = kind, options, 0.0
         self.w = nn.ParameterList([w.clone() for w in weights])
         count = 1 if options.get("scope") == "global" else len(weights)
-        self.s = nn.ParameterList([torch.full((1, 1), options.get("s_init", 0.0), dtype=torch.float64) for _ in range(count)])
-        self.beta = nn.ParameterList([torch.tensor(options.get("beta_init", 0.0), dtype=torch.float64) for _ in weights])
+        self.s = nn.ParameterList(
+            [torch.full((1, 1), options.get("s_init", 0.0), dtype=torch.float64) for _ in range(count)]
+        )
+        self.beta = nn.ParameterList(
+            [torch.tensor(options.get("beta_init", 0.0), dtype=torch.float64) for _ in weights]
+        )
 
     def mapped(self) -> list[Tensor]:
         link = torch.exp if self.options.get("threshold") == "exp" else torch.sigmoid
@@ -162,7 +166,9 @@ def test_pruning_at_initialisation(bench: Any, gaussian: Callable[..., Any]) -> 
 
 
 @pytest.mark.parametrize("gradient", ["identity", "subgradient"])
-@pytest.mark.parametrize("options", [{"scheduler": "sine"}, {"scheduler": "s_lats"}, {"scheduler": "pgh", "beta": 0.01}])
+@pytest.mark.parametrize(
+    "options", [{"scheduler": "sine"}, {"scheduler": "s_lats"}, {"scheduler": "pgh", "beta": 0.01}]
+)
 def test_theorem_1_the_step_of_nonzero_weights_is_istas(
     gradient: Any, options: dict[str, Any], bench: Any, gaussian: Callable[..., Any]
 ) -> None:

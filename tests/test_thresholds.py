@@ -167,7 +167,6 @@ def test_early_pruning_stops_where_the_paper_says(beta: float, progress: float) 
     assert trace(own) == pytest.approx(trace(d), abs=2e-3)
 
 
-
 def test_a_slow_beginning_does_not_stop_the_pruning() -> None:
     """In the warm-up g' rises from 0: what counts is where it falls for good."""
     rate = SCHEDULES["warm cosine"]
@@ -189,9 +188,7 @@ def test_the_penalty_of_the_sine_scheduler_grows_without_bound() -> None:
     """Equation 23: proportional to tan(t pi / 2T), for a cosine learning rate."""
     d = threshold("sine", epochs=100, steps_per_epoch=100)
     rate = LearningRate(EpochRanges.parse(0.256), 100, "cosine")
-    ratios = [
-        d.penalty(t, rate.at(t / 100)) / math.tan((t + 0.5) * math.pi / 20000) for t in range(10, 9900, 97)
-    ]
+    ratios = [d.penalty(t, rate.at(t / 100)) / math.tan((t + 0.5) * math.pi / 20000) for t in range(10, 9900, 97)]
     assert ratios == pytest.approx([0.7 * math.pi / 10000 / 0.256] * len(ratios), rel=0.02)
 
 
@@ -206,7 +203,9 @@ def test_the_peak_of_strs_penalty() -> None:
 
 
 def test_a_threshold_of_a_composed_configuration() -> None:
-    config = compose(["method=pgh", "method.beta=0.2", "method.stop_slope=0", "schedule.epochs=7", "schedule.decay=cosine"])
+    config = compose(
+        ["method=pgh", "method.beta=0.2", "method.stop_slope=0", "schedule.epochs=7", "schedule.decay=cosine"]
+    )
     d = of(config["method"], config["schedule"], 5)
     assert trace(d) == pytest.approx([each / 7 for each in trace(threshold("pgh", beta=0.2))], rel=1e-12)
     own = compose(["method=lats", "method.learning_rate=run", "schedule.epochs=7", "schedule.lr='1:3 -> 2, 4:7 -> 1'"])
