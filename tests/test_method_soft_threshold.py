@@ -30,7 +30,7 @@ def soft(w: Tensor, d: Tensor | float) -> Tensor:
 
 
 class Slow(nn.Module):
-    """Linear layers whose weights are mapped in every forward pass; the thresholds as the method under test has them."""
+    """Linear layers whose weights are mapped in every forward pass; a scheduled threshold is set from outside."""
 
     def __init__(self, weights: list[Tensor], kind: str, **options: Any) -> None:
         super().__init__()
@@ -166,9 +166,7 @@ def test_pruning_at_initialisation(bench: Any, gaussian: Callable[..., Any]) -> 
 
 
 @pytest.mark.parametrize("gradient", ["identity", "subgradient"])
-@pytest.mark.parametrize(
-    "options", [{"scheduler": "sine"}, {"scheduler": "s_lats"}, {"scheduler": "pgh", "beta": 0.01}]
-)
+@pytest.mark.parametrize("options", [{"scheduler": "sine"}, {"scheduler": "lats"}, {"scheduler": "pgh", "beta": 0.01}])
 def test_theorem_1_the_step_of_nonzero_weights_is_istas(
     gradient: Any, options: dict[str, Any], bench: Any, gaussian: Callable[..., Any]
 ) -> None:
