@@ -19,6 +19,10 @@ from methods.passes import DENSE, Passes, count, within
 Sparsity = Annotated[float, "0 <= x < 1"]
 
 
+def _no_schedule(step: float) -> float:
+    raise ValueError("the learning rate of other steps is asked for, but there is no schedule here")
+
+
 def _no_data(batches: int) -> dict[str, Tensor]:
     raise ValueError("gradients over training batches are asked for, but there are none here")
 
@@ -36,7 +40,8 @@ class Context:
     the mean gradient of the loss over n training batches at the weights as they are, by parameter name, the same on
     every rank; it leaves no trace in the run. `grad_samples(n, batch)` gives n such gradients one by one, each the mean
     over `batch` training samples, the same ones whenever it is asked in the same step. `scratch`: the bytes that a
-    method's measurements may take at a time.
+    method's measurements may take at a time. `learning_rate(t)` is the schedule's rate after t finished steps, a
+    float in [0, total_steps); `lr` is that of the present step.
     """
 
     optimizer: torch.optim.Optimizer
@@ -49,6 +54,7 @@ class Context:
     mean_grads: Callable[[int], dict[str, Tensor]] = _no_data
     grad_samples: Callable[[int, int], Iterator[dict[str, Tensor]]] = _no_samples
     scratch: float = math.inf
+    learning_rate: Callable[[float], float] = _no_schedule
 
 
 @dataclass(kw_only=True)
@@ -141,6 +147,10 @@ class Method:
     def distance(self) -> float | None:
         """||w - C(w)||^2 / ||w||^2 where weights w are trained and C(w) computes; None where they are the same."""
         return None
+
+    def diagnostics(self) -> dict[str, float]:
+        """At an epoch's end: what recorders may show of the method's inner life, by the name of the metric."""
+        return {}
 
     def unpruned(self) -> AbstractContextManager[None] | None:
         """Within it the model computes in inference with all the weights that it has; None where it always does."""

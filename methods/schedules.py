@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -67,7 +67,11 @@ _FOREVER = 10**9
 
 @dataclass(frozen=True)
 class LearningRate:
-    """The learning rate at a step: a base (number or epoch ranges), decayed, with a linear warm-up before it."""
+    """The learning rate at a step: a base (number or epoch ranges), decayed, with a linear warm-up before it.
+
+    `changes`: "step", or "epoch" for a rate that is the same throughout an epoch: that of its first step, and in the
+    warm-up that of its end, so that the first epoch does not stand still.
+    """
 
     base: EpochRanges
     epochs: float
@@ -78,19 +82,39 @@ class LearningRate:
     warmup_epochs: float = 0.0
     warmup_from: float = 0.0
     from_epoch: float = 0.0
+    changes: str = "step"
 
     def at(self, position: float) -> float:
         """`position`: finished epochs of the run, which begins `from_epoch` epochs after the schedule's beginning."""
         position += self.from_epoch
         base = self.base.at(int(position) + 1)
+        if self.changes == "epoch":
+            position = float(int(position))
         if position < self.warmup_epochs:
-            return self.warmup_from + (base - self.warmup_from) * position / self.warmup_epochs
+            done = position if self.changes == "step" else min(position + 1, self.warmup_epochs)
+            return self.warmup_from + (base - self.warmup_from) * done / self.warmup_epochs
         if self.decay == "step":
             return base * self.gamma ** sum(position >= milestone for milestone in self.milestones)
         if self.decay == "cosine":
             progress = (position - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
             return self.end + (base - self.end) * 0.5 * (1 + math.cos(math.pi * progress))
         return base
+
+
+def learning_rate(schedule: Mapping[str, Any]) -> LearningRate:
+    """The learning rate that a `schedule` section describes."""
+    return LearningRate(
+        base=EpochRanges.parse(schedule["lr"]),
+        epochs=schedule.get("lr_from_epoch", 0.0) + schedule["epochs"],
+        decay=schedule["decay"],
+        milestones=tuple(schedule["milestones"]),
+        gamma=schedule["gamma"],
+        end=schedule["lr_end"],
+        warmup_epochs=schedule["warmup_epochs"],
+        warmup_from=schedule["warmup_from"],
+        from_epoch=schedule.get("lr_from_epoch", 0.0),
+        changes=schedule.get("lr_changes", "step"),
+    )
 
 
 def cubic(initial: float, final: float, progress: float) -> float:

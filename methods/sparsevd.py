@@ -98,7 +98,7 @@ class SparseVD(Method):
             for layer in self.layers.values():
                 layer.threshold = self.log_alpha_threshold
 
-    def finalize(self, model: nn.Module) -> nn.Module:
+    def finalize(self, model: nn.Module, compact: bool = False, example: Tensor | None = None) -> nn.Module:
         for layer in self.layers.values():
             settle(layer)
-        return model
+        return super().finalize(model, compact, example)

@@ -10,7 +10,7 @@ from torch import nn
 
 from methods.allocation import PRUNABLE
 from methods.base import Method
-from methods.schedules import EpochRanges, Epochs, LearningRate, stretch
+from methods.schedules import EpochRanges, Epochs, LearningRate, learning_rate, stretch
 from runner.build import build, check
 from runner.errors import Misuse
 
@@ -34,6 +34,7 @@ class Schedule:
     warmup_from: Annotated[float, "0 <= x"] = 0.0
     lr_from_epoch: Epochs = 0.0
     extend: Annotated[float, "0 < x"] = 1.0
+    lr_changes: Literal["step", "epoch"] = "step"
     l1: Annotated[float, "0 <= x"] = 0.0
     l2: Annotated[float, "0 <= x"] = 0.0
     drop_last: bool = False
@@ -60,17 +61,7 @@ class Schedule:
         return Schedule(**stretch(asdict(self), epochs / self.epochs))
 
     def learning_rate(self) -> LearningRate:
-        return LearningRate(
-            base=EpochRanges.parse(self.lr),  # type: ignore[arg-type]
-            epochs=self.lr_from_epoch + self.epochs,
-            decay=self.decay,
-            milestones=tuple(self.milestones),
-            gamma=self.gamma,
-            end=self.lr_end,
-            warmup_epochs=self.warmup_epochs,
-            warmup_from=self.warmup_from,
-            from_epoch=self.lr_from_epoch,
-        )
+        return learning_rate(vars(self))
 
     def make_optimizer(self, method: Method, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer over the method's parameter groups; l2 is its weight decay, on every parameter."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -179,12 +180,41 @@ class Distance(Recorder):
         return {} if distance is None else {"feedback/distance": distance}
 
 
+class Diagnostics(Recorder):
+    """Of what a method says of itself, the metrics of this record."""
+
+    def observe(self, epoch: int) -> dict[str, float]:
+        told = self.method.diagnostics().items()
+        return {name: value for name, value in told if any(fnmatchcase(name, each) for each in self.metrics)}
+
+
+class Thresholds(Diagnostics):
+    """threshold:NAME at the epoch's end, and l1_penalty:NAME that its growth during the epoch implies.
+
+    Chen et al. 2023, theorem 1: (d(t+1) - d(t)) / eta(t), here averaged over the epoch's steps with the weights eta(t).
+    NAME: the layer's whose threshold it is, or "all".
+    """
+
+    metrics = ("threshold:*", "l1_penalty:*")
+
+
+class GradientToDecay(Diagnostics):
+    """gradient_to_decay:NAME: |grad s| / |lambda s| of trained thresholds, the geometric mean over the epoch's steps.
+
+    Chen et al. 2023, figure 4; lambda is the weight decay of s. Without decay there is nothing to record.
+    """
+
+    metrics = ("gradient_to_decay:*",)
+
+
 #: What `trainer.records` may name.
 RECORDERS: dict[str, type[Recorder]] = {
     "mask_dynamics": MaskDynamics,
     "phases": Phases,
     "layers": Layers,
     "distance": Distance,
+    "thresholds": Thresholds,
+    "gradient_to_decay": GradientToDecay,
 }
 
 

@@ -77,6 +77,7 @@ class Trainer:
         self.ctx = Context(self.optimizer, rng, total_steps=steps * e.schedule.epochs, steps_per_epoch=steps)
         self.ctx.mean_grads, self.ctx.grad_samples = partial(mean_grads, self), partial(grad_samples, self)
         self.ctx.scratch = e.settings.scratch_gib * 2**30
+        self.ctx.learning_rate = lambda step: self.learning_rate.at(step / steps)
         self.replicas = Replicas(world, self.model, self.optimizer, e.method, self.ctx)
         last = torch.arange((steps - 1) * e.schedule.batch_size, min(steps * e.schedule.batch_size, e.data.train_size))
         self.replicas.check_statistics(min(map(len, last.chunk(e.schedule.accumulate))))

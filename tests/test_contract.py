@@ -67,11 +67,23 @@ BUSY: dict[str, list[str]] = {
         *["method.fisher_samples=3", "method.fisher_batch=8", "method.block_size=50"],
     ],
     "sparsevd": ["method.kl_weight=0.01", "method.end_epoch=1", "method.log_alpha_threshold=0.5"],
+    "stds": ["method.final_threshold=0.1"],
+    "lats": ["method.final_threshold=0.1"],
+    "s_lats": ["method.final_threshold=0.1", "method.learning_rate=run"],
+    "pgh": ["method.final_threshold=0.1"],
+    "str": ["method.s_init=-3"],
+    "str_gs": ["method.s_init=-3"],
+    "gpo": ["method.s_init=-3", "method.beta_decay=2"],
 }
-MOVING = set(BUSY) - {"quantised", "lottery_flops", "retrain_mask_flops", "sparsevd"}
+MOVING = set(BUSY) - {"quantised", "lottery_flops", "retrain_mask_flops", "sparsevd", "gpo"}
 # Their sparsity is a share of filters.
 STRUCTURED = {"dpf_structured", "sfp"}
-UNMASKED = {"dense", "quantised", "acdc_dense", "sparsevd"}
+# Their masks are the support of what they compute with.
+SOFT = {"stds", "lats", "s_lats", "pgh", "str", "str_gs"}
+# No masks are part of their state.
+UNMASKED = {"dense", "quantised", "acdc_dense", "sparsevd", "gpo", *SOFT}
+# Options that may be negative.
+SIGNED = {"s_init"}
 
 # The first 8 bytes of the SHA-256 of these texts as a number, halved.
 SEEDS = {
@@ -98,6 +110,10 @@ def with_parent(t: Trainer) -> Trainer:
 
 def kept_at_the_end(t: Trainer, config: dict[str, Any]) -> int:
     """How many weights the method's sparsity leaves, whatever they are counted in."""
+    if config["method"]["name"] in SOFT:
+        limits = [float(d) for d in t.e.method.source.values()]  # type: ignore[attr-defined]
+        pairs = zip(t.e.method.dense, limits * (len(t.e.method.dense) // len(limits)), strict=True)  # type: ignore[attr-defined]
+        return sum(int((w.abs() > torch.tensor(d, dtype=w.dtype)).sum()) for w, d in pairs)
     shapes = [tuple(weight.shape) for weight in t.e.method.effective().values()]
     sparsity, name = config["method"].get("sparsity", 0.0), config["method"]["name"]
     if name in UNMASKED:
@@ -355,7 +371,7 @@ def numeric(method: str) -> list[str]:
     """The options with a number in conf/method, read without composing: this runs at every collection."""
     option: Any = OmegaConf.to_container(OmegaConf.load(CONF / "method" / f"{method}.yaml"), resolve=False)
     section = option.get("method", option)
-    return [k for k, v in section.items() if type(v) in (int, float) and k != "revision"]
+    return [k for k, v in section.items() if type(v) in (int, float) and k not in ("revision", *SIGNED)]
 
 
 def problem(method: str, option: str, value: str) -> str:

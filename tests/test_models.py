@@ -500,6 +500,22 @@ def test_resnet50_v1_moves_the_stride_and_nothing_else() -> None:
     }
 
 
+def test_resnet50_of_the_official_codes_of_str_and_lats() -> None:
+    """He-normal by fan-in, and a classifier without biases that starts alike."""
+    torch.manual_seed(0)
+    model: Any = resnet50(num_classes=100, in_shape=(3, 32, 32), init_fan="in", classifier="convolution")
+    assert model.fc.bias is None
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and module.weight.numel() > 5000:
+            fan = module.weight[0].numel()
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan), rel=0.05)
+    plain: Any = resnet50(num_classes=100, in_shape=(3, 32, 32), classifier="convolution")
+    assert plain.fc.weight.std().item() == pytest.approx(math.sqrt(2 / 100), rel=0.05)  # fan-out
+    for wrong in ({"init_fan": "both"}, {"classifier": "dense"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            resnet50(num_classes=3, in_shape=(3, 32, 32), **wrong)
+
+
 def test_resnet50_options() -> None:
     assert resnet50(num_classes=3, in_shape=(1, 32, 32))(torch.randn(2, 1, 32, 32)).shape == (2, 3)
     model: Any = resnet50(num_classes=3, in_shape=(3, 32, 32), zero_init_residual=True)

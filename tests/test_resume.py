@@ -34,7 +34,8 @@ DIGITS = ["dataset=digits", "dataset.train_subset=36", "schedule.batch_size=10"]
 KINDS = {
     "plain": [*DIGITS, "model.hidden=[20,10]"],
     "accumulated": [*DIGITS, "model.hidden=[20,10]", "schedule.accumulate=3"],
-    "recorded": [*DIGITS, "model.hidden=[20,10]", "model.batch_norm=all", "trainer.records=[mask_dynamics,layers]"],
+    "recorded": [*DIGITS, "model.hidden=[20,10]", "model.batch_norm=all", "schedule.l2=1e-3",
+                 "trainer.records=[mask_dynamics,layers,thresholds,gradient_to_decay]"],
     "dropout": [*DIGITS, "model=wrn_28_2", "model.depth=10", "model.width=1", "model.dropout=0.3"],
     "streamed": ["dataset=imagenet", "dataset.num_classes=3", "dataset.train_size=12", "dataset.test_size=6",
                  "dataset.side=16", "dataset.resize=20", "model.hidden=[8]", "schedule.batch_size=4"],

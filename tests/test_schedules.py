@@ -94,6 +94,18 @@ def test_learning_rate_of_a_warm_up() -> None:
     assert [lr.at(p) for p in (0, 2.5, 5, 30)] == pytest.approx([0.1, 0.25, 0.4, 0.2])
 
 
+def test_a_learning_rate_that_changes_between_epochs() -> None:
+    """As in the official codes of STR and LATS: (n + 1) / 5 of the rate in epoch n of the warm-up, then the cosine."""
+    lr = rate(0.256, 100, decay="cosine", warmup_epochs=5, changes="epoch")
+    assert [lr.at(p) for p in (0, 0.99, 1, 4.5)] == pytest.approx([0.0512, 0.0512, 0.1024, 0.256])
+    cosine = [0.128 * (1 + math.cos(math.pi * n / 95)) for n in (0, 0, 1, 94)]
+    assert [lr.at(p) for p in (5, 5.99, 6, 99.9)] == pytest.approx(cosine)
+    short = rate(0.4, 2, warmup_epochs=0.1, warmup_from=0.2, changes="epoch")  # a profile's
+    assert [short.at(p) for p in (0, 0.05, 1)] == pytest.approx([0.4] * 3)
+    from_ranges = rate("1:1 -> 0.1, 2:3 -> 0.2", 3, decay="step", milestones=(1.5,), gamma=0.5, changes="epoch")
+    assert [from_ranges.at(p) for p in (0.5, 1.6, 2)] == pytest.approx([0.1, 0.2, 0.1])
+
+
 def test_learning_rate_of_a_cosine() -> None:
     lr = rate(2.0, 10, decay="cosine", end=1.0)
     by_hand = [2.0, 1.5 + math.sqrt(2) / 4, 1.5, 1.5 - math.sqrt(2) / 4]
