@@ -372,14 +372,14 @@ def test_outputs_that_differ_are_never_handed_out(monkeypatch: pytest.MonkeyPatc
 
 # Methods
 
-TINY = ["schedule.batch_size=20", "schedule.epochs=2", "schedule.lr=0.1", "dataset=digits", "dataset.train_subset=100"]
-RESNET = ["model=resnet20", "model.depth=8", "model.width=4"]
+TINY = ["schedule.batch_size=20", "schedule.epochs=2", "schedule.lr=0.05", "dataset=digits", "dataset.train_subset=100"]
+WRN = ["model=wrn_28_2", "model.depth=10", "model.width=1"]
 LENET = ["model.hidden=[20,10]", "model.batch_norm=hidden"]
 STRUCTURED = {
-    "dpf_structured": [*RESNET, "method.period=2", "method.end_epoch=1.5"],
-    "dpf_structured_finetuned": LENET,
-    "retrain_mask_structured": LENET,
-    "sfp": [*RESNET, "method.end_epoch=2"],
+    "dpf_structured": [*WRN, "method.period=2", "method.end_epoch=1.5"],
+    "dpf_structured_finetuned": WRN,
+    "retrain_mask_structured": WRN,
+    "sfp": [*WRN, "method.end_epoch=2"],
 }
 UNSTRUCTURED = {
     "dense": [],

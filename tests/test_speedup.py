@@ -71,7 +71,7 @@ def test_the_record_is_that_of_the_two_networks(root: Path, call: Callable[..., 
     counts = [tuple(map(sum, zip(*filters(model).values(), strict=True))) for model in (dense, small)]
     assert found["filters"] == dict(zip(("all", "zero", "left", "zero_left"), [*counts[0], *counts[1]], strict=True))
     assert found["filters"]["zero"] == 47  # half of 3 * 4 + 3 * 8 + 3 * 16 filters and of the 10 outputs
-    assert found["outputs"]["images"] == trainer.e.data.test_size and found["outputs"]["other_predictions"] == 0
+    assert found["outputs"]["images"] == 360 and found["outputs"]["other_predictions"] == 0
     assert 0 <= found["outputs"]["difference"] < 1e-5 and found["outputs"]["equal"] is True
     assert (found["key"], found["seed"], found["precision"]) == (path.parent.name, 0, "fp32")
     assert found["config"] == {group: config[group] for group in ("dataset", "model", "method")}
