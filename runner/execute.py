@@ -216,8 +216,8 @@ def _start_from(trainer: Trainer, start: dict[str, Any], parent: Path) -> None:
         raise ParentFailed(f"the parent run {parent} is complete but has no readable checkpoint; delete it to redo it.")
     take, name = start["take"], start["checkpoint"]
     if name != "last":
-        if name not in state["kept"]:
-            has = ", ".join(["last", *state["kept"]])
+        if name not in state.get("kept", {}):
+            has = ", ".join(["last", *state.get("kept", {})])
             raise ParentFailed(
                 f"the parent run {parent} kept no checkpoint {name!r}, only {has}; set start.checkpoint."
             )

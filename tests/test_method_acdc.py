@@ -54,6 +54,8 @@ def test_the_algorithm_box_by_hand(bench: Any, gaussian: Any) -> None:
             w[i] = w[i] - 0.1 * (gi + 0.9 * buffer[i]) if i in support else 0.0
         b.step(grads)
         assert [v for layer in b.values() for v in layer] == pytest.approx(w, abs=1e-12), step
+        momenta = [v for w in b.weights for v in b.optimizer.state[w]["momentum_buffer"].flatten().tolist()]
+        assert momenta == pytest.approx(buffer, abs=1e-12), step  # none builds up behind a mask
         assert sum(b.counts()) == (keep if phase == "s" else 18)
         assert method.keeps() == ("sparse" if phase == "s" else "dense")
     assert supports[0] != supports[1]

@@ -108,6 +108,9 @@ def test_whole_phases_by_hand() -> None:
     assert whole_phases([10, 10], 1) == [0, 1]  # a single epoch is sparse
     assert whole_phases([0, 4, 4, 4], 12) == [0, 4, 4, 4]  # begins sparse
     assert whole_phases([0, 4, 4, 4], 2) == [0, 2]
+    assert whole_phases([0, 1, 1, 4, 4, 4], 3) == [0, 1, 1, 1]  # and goes on so: 0, 5, 5, 4
+    # The first pair (12, 1) goes: its dense epoch before it, its sparse ones after it. 2, 24, 1, 1 of 28.
+    assert whole_phases([1, 12, 1, 12, 1, 1], 5) == [1, 2, 1, 1]
     # The middle pair (2, 1) is the shortest: its dense epoch goes before it, its sparse ones after it.
     assert whole_phases([3, 6, 4, 2, 1, 8], 5) == [1, 1, 1, 2]  # 3, 6, 5, 10 of 24, in 5 epochs: ends 0.6, 1.9, 2.9
     assert whole_phases([3, 6, 4, 2, 1, 8], 24) == [3, 6, 4, 2, 1, 8]
