@@ -1,7 +1,8 @@
 """Calibration records: which value of a knob reaches the target of an uncalibrated cell, and how that was found.
 
 A cell whose overrides hold `method.x=???` has no runs until a record under results/calibrations/ answers its question.
-The answer becomes an ordinary override, and so part of the key. No torch here.
+The answer becomes an ordinary override, and so part of the key. The target is a value, which `scripts/calibrate.py`
+searches for, or the best, which the grid of `runner.sweeper` finds. No torch here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from results.settings import Target
 from results.table import Slot
 from runner import identity, records
 from runner.errors import Misuse
@@ -23,7 +25,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Question:
-    """What an uncalibrated cell asks: the value of `knob` at which `metric` comes out as `target`.
+    """What an uncalibrated cell asks: the value of `knob` at which `metric` comes out as `target`, or is the best.
 
     `id` is a hash of the science without the knob, of the metric and of the target.
     """
@@ -31,30 +33,35 @@ class Question:
     id: str
     knob: str  #: the option's path, method.final_threshold
     metric: str
-    target: float
+    target: float | str  #: highest or lowest: the best there is
     overrides: tuple[str, ...]  #: without the knob
     folder: str  #: <dataset>/<model>/<method>
 
-    def overrides_at(self, value: float) -> tuple[str, ...]:
-        """The overrides of a run with the knob at `value`."""
-        return (*self.overrides, f"{self.knob}={spelt(value)}")
+    def overrides_at(self, value: float, others: Sequence[str] = ()) -> tuple[str, ...]:
+        """The overrides of a run with the knob at `value`, and with these `others`."""
+        return (*self.overrides, *others, f"{self.knob}={spelt(value)}")
 
 
 def spelt(value: float) -> str:
     """A knob's value as an override holds it: six significant digits, so that the same value makes the same key."""
-    return repr(float(f"{value:.6g}"))
+    return str(value) if isinstance(value, int) else repr(float(f"{value:.6g}"))
 
 
 def question(slot: Slot, compose: Callable[[Sequence[str]], dict[str, Any]]) -> Question:
     """The question of a cell that is not calibrated. Misuse names the cell when its configuration does not compose."""
     assert slot.knob is not None and slot.settings.target is not None  # results.table checks it
-    knob = slot.knob.split("=")[0]
     overrides = tuple(override for override in slot.overrides if override != slot.knob)
     try:
-        config = compose([*overrides, f"{knob}=null"])
+        return ask(overrides, slot.knob.split("=")[0], slot.settings.target, compose)
     except Misuse as error:
         raise Misuse(f"{slot.address}: {error}") from error
-    target = slot.settings.target
+
+
+def ask(
+    overrides: tuple[str, ...], knob: str, target: Target, compose: Callable[[Sequence[str]], dict[str, Any]]
+) -> Question:
+    """The question which value of the option `knob` makes these overrides reach the target."""
+    config = compose([*overrides, f"{knob}=null"])
     asked = [identity.key(config), knob, target.metric, target.value]
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
     groups = (str(config[group]["name"]).replace("/", "_") for group in ("dataset", "model", "method"))
@@ -102,6 +109,11 @@ def applied(
     record = read(path)
     if record["value"] is None:
         return slot, ()
-    note = f"{asked.knob} = {spelt(record['value'])} by calibration, which reached {record['reached']:.4g}"
-    note += f" of {asked.metric} where {asked.target:g} was asked for"
-    return replace(slot, overrides=asked.overrides_at(record["value"])), (note,)
+    tuned = tuple(record.get("with", ()))  # what else was chosen: the optimizer, say
+    note = " ".join((*tuned, f"{asked.knob} = {spelt(record['value'])}"))
+    if isinstance(asked.target, str):
+        note += f" by a grid: the {asked.target} {asked.metric} found, {record['reached']:.4g}"
+    else:
+        note += f" by calibration, which reached {record['reached']:.4g} of {asked.metric}"
+        note += f" where {asked.target:g} was asked for"
+    return replace(slot, overrides=asked.overrides_at(record["value"], tuned)), (note,)

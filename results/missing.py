@@ -35,12 +35,12 @@ class Blocked(Exception):
 class Missing:
     """What planned `runs` lack: `tasks` to submit, `standings` of all runs, `sentences` the user must know.
 
-    `queued`: the (key, seed) of submissions under way; `logged`: the folder of packed records.
+    `queued`: the (key, seed) of submissions under way; `logged`: the folder of packed records, which need no run.
     """
 
     runs: Sequence[PlannedRun]
     queued: set[Identity]
-    logged: Path
+    logged: Path | None
     tasks: list[Task] = field(default_factory=list)
     standings: dict[Identity, str] = field(default_factory=dict)
     sentences: list[str] = field(default_factory=list)
@@ -118,6 +118,8 @@ class Missing:
 
     def _logged(self, config: Config, identity: Identity) -> str | None:
         """How the run's packed record ended, if there is one."""
+        if self.logged is None:
+            return None
         path = self._path({**config, "runs": str(self.logged)}, identity).with_suffix(".json")
         if not path.exists():
             return None

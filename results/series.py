@@ -209,7 +209,7 @@ class _Reader:
         if isinstance(x, str):
             composable = not cell.needs and not any(each.endswith("=???") for each in cell.overrides)
             return [(self._position(cell), value.mean, value.std)] if composable else []
-        if target is not None and target.metric == x.metric:
+        if target is not None and isinstance(target.value, float) and target.metric == x.metric:
             return [(target.value * x.scale, value.mean, value.std)]
         self.unplaced += 1
         return []

@@ -13,14 +13,19 @@ from runner.errors import Misuse, nearest
 #: runs: a reduction over training runs; config: read from the composed configuration; derived: made of other cells.
 KINDS = ("runs", "config", "derived")
 DIRECTIONS = ("up", "down")
+#: What is looked for, by the direction of the metric, where a knob is tuned.
+BEST = {"up": "highest", "down": "lowest"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """The value a metric should reach, for a method that hits it only through a knob: an override `method.x=???`."""
+    """The value a metric should reach, for a method that hits it only through a knob: an override `method.x=???`.
+
+    `highest` or `lowest`: the knob is tuned for the best, by the grid of `runner.sweeper`.
+    """
 
     metric: str
-    value: float
+    value: float | str
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,11 @@ def parse(entry: Mapping[str, Any], where: str) -> Settings:
 
 def _target(entry: object, where: str) -> Target:
     fields_ = document.check_fields(entry, where, ("metric", "value"), required=("metric", "value"))
-    if not _is_number(fields_["value"]):
-        raise Misuse(f"{where} has the value {fields_['value']!r}; it is a number.")
-    return Target(document.text(fields_["metric"], f"{where}: metric"), float(fields_["value"]))
+    value = fields_["value"]
+    if not _is_number(value) and value not in BEST.values():
+        raise Misuse(f"{where} has the value {value!r}; it is a number, or one of {', '.join(BEST.values())}.")
+    metric = document.text(fields_["metric"], f"{where}: metric")
+    return Target(metric, value if isinstance(value, str) else float(value))
 
 
 def _is_number(value: object) -> bool:

@@ -15,6 +15,11 @@ python -m runner -m hydra/launcher=submitit_slurm hydra.launcher.timeout_min=240
                                                  a sweep by a launcher of Hydra's: it waits for its
                                                  jobs, which compose when they start; nothing is frozen
                                                  (scripts/submit.py returns at once, and freezes)
+python -m runner -m hydra/launcher=pool [...]    a sweep on this machine's cluster.workers processes
+python -m runner -m hydra/sweeper=lr_grid [seed=0,1,2] [hydra/launcher=...] [...]
+                                                 tune schedule.lr: a linear grid that goes on while the
+                                                 best lies at an edge; see conf/hydra/sweeper/lr_grid.yaml
+                                                 (hydra.sweeper.values, step, metric, max_values ...)
 python -m runner cell=PAPER/TABLE/ROW/COLUMN     the runs of one table cell
 
 Overrides are key=value: a group's option (method=dsr, experiment=dsr/lenet_mnist) or a
@@ -40,6 +45,12 @@ def main(arguments: list[str]) -> int:
             raise Misuse(f"there is no flag {min(unknown)}; see python -m runner --help.")
         hydras = [o for o in overrides if o.startswith(("hydra/", "hydra."))]
         overrides = [o for o in overrides if o not in hydras]
+        if any(o.startswith(("hydra/sweeper", "hydra.sweeper.")) for o in hydras) and "--cfg" not in flags:
+            if not flags & {"-m", "--multirun"}:
+                raise Misuse(f"{hydras[0]} is for sweeps; add -m.")
+            from runner.sweeper import sweep as tune  # loads Hydra's plugins
+
+            return tune(overrides, hydras)
         sweep = _expand(overrides) if flags & {"-m", "--multirun"} else [overrides]
         jobs = [job for each in sweep for job in _cells(each)]
         if "--cfg" in flags:
@@ -94,8 +105,11 @@ def _expand(overrides: list[str]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*choices)]
 
 
-def _cells(overrides: list[str]) -> list[list[str]]:
-    """Replace cell=ADDRESS by the overrides of the cell's runs: one per seed, or the one seed that is named."""
+def _cells(overrides: list[str], tuned: str | None = None) -> list[list[str]]:
+    """Replace cell=ADDRESS by the overrides of the cell's runs: one per seed, or the one seed that is named.
+
+    `tuned`: the option that may be an open knob of the cell.
+    """
     addresses = [o.removeprefix("cell=") for o in overrides if o.startswith("cell=")]
     others = [o for o in overrides if not o.startswith("cell=")]
     if not addresses:
@@ -107,15 +121,20 @@ def _cells(overrides: list[str]) -> list[list[str]]:
 
     jobs = []
     for address in addresses:
-        slot, _ = applied(find_slot(address), compose)
+        slot = find_slot(address)
+        if slot.knob != f"{tuned}=???":
+            slot, _ = applied(slot, compose)
         if slot.settings.kind != "runs":
             source = "other cells" if slot.settings.kind == "derived" else "the configuration"
             raise Misuse(f"{address} is read from {source}; there is nothing to run.")
         if slot.needs:
             raise Misuse(f"{address} cannot run yet: it needs {', '.join(slot.needs)}.")
         knob = (slot.knob or "").removesuffix("???")
-        if knob and not any(o.startswith(knob) for o in others):
-            raise Misuse(f"{address} has the open knob {knob}; python scripts/calibrate.py {address} finds its value.")
+        if knob and knob != f"{tuned}=" and not any(o.startswith(knob) for o in others):
+            best = slot.settings.target is not None and isinstance(slot.settings.target.value, str)
+            tune = f"python -m runner -m hydra/sweeper=lr_grid hydra.sweeper.parameter={knob[:-1]} cell={address}"
+            command = tune if best else f"python scripts/calibrate.py {address}"
+            raise Misuse(f"{address} has the open knob {knob}; {command} finds its value.")
         named = any(o.startswith("seed=") for o in others)
         seeds = [] if named else [f"seed={seed}" for seed in slot.settings.seeds or ()]
         jobs += [[*slot.overrides, *seed, *others] for seed in ([[s] for s in seeds] or [[]])]

@@ -87,8 +87,8 @@ class Composition:
 
 @functools.cache
 def groups() -> tuple[str, ...]:
-    """The names of the configuration groups."""
-    return tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir()))
+    """The names of the configuration groups. (What conf/hydra holds is Hydra's, and no part of a configuration.)"""
+    return tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"))
 
 
 @functools.cache

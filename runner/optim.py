@@ -40,6 +40,8 @@ class Schedule:
             raise Misuse(
                 f"schedule.warmup_epochs = {self.warmup_epochs:g} should be below schedule.epochs = {self.epochs}."
             )
+        # null leaves an option at the optimizer's own default: what another optimizer's recipe says can be undone.
+        self.optimizer = {name: value for name, value in self.optimizer.items() if value is not None}
         check(self.optimizer, "schedule.optimizer", ("params", "lr", "weight_decay"))
 
     def learning_rate(self) -> LearningRate:

@@ -129,6 +129,12 @@ def _questions(addresses: list[str], profile: str | None, overrides: list[str], 
                 print(f"{slot.address} needs {', '.join(slot.needs)}, which is not there yet.")
                 continue
             asked = question(slot, compose)
+            if isinstance(asked.target, str):
+                print(
+                    f"{slot.address} asks for the {asked.target} {asked.metric}: python -m runner -m "
+                    f"hydra/sweeper=lr_grid hydra.sweeper.parameter={asked.knob} cell={slot.address} finds it."
+                )
+                continue
             seeds = slot.settings.seeds or (0,)
             found.setdefault(asked.id, Asked(asked, seeds[0])).cells.append(slot.address)
     return list(found.values())
@@ -138,6 +144,7 @@ def _calibrate(asked: Asked, profile: str | None, overrides: list[str], options:
     """Search, confirm, and the record of both."""
     tried: list[dict[str, Any]] = []
     own, target = profile or FULL, asked.question.target
+    assert isinstance(target, float)  # _questions leaves out what is tuned for the best
     knob = _knob(asked, overrides)
 
     def measure(value: float, at: str) -> float:
@@ -183,7 +190,7 @@ def _calibrate(asked: Asked, profile: str | None, overrides: list[str], options:
 
 
 def _sentence(asked: Asked, found: Search, best: Trial | None, hit: bool, runs: int) -> str:
-    name, metric, target = asked.question.knob, asked.question.metric, asked.question.target
+    name, metric, target = asked.question.knob, asked.question.metric, found.target
     if best is None:
         return f"No value of {name} gave a {metric} within {runs} run(s): {found.ended}."
     off = f"{metric} = {best.reached:.4f} where {target:g} was asked for (off by {best.reached - target:+.4f})"

@@ -233,7 +233,7 @@ def test_a_real_calibration_hits_its_target_and_makes_the_cell_runnable(
     record = json.loads(path.read_text())
     assert record["hit"] and abs(record["reached"] - 0.8505) <= 0.003
     profiles = [trial["profile"] for trial in record["tried"]]
-    assert profiles[0] == "short" and profiles[-1] == "full" and record["tried"][-1]["status"] == "completed"
+    assert profiles[0] == "tenth" and profiles[-1] == "full" and record["tried"][-1]["status"] == "completed"
     (selection,) = select(["own"], papers)
     (run,) = plan(selection.slots(), calibrations=root)
     assert list((tmp_path / "runs").glob(f"**/{run.key}/seed0/summary.json")), "the confirmation is the cell's own run"

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +57,24 @@ def test_a_cell_is_a_sweep_over_its_seeds(tmp_path: Path, capsys: pytest.Capture
     assert len(list(tmp_path.glob("runs/digits/lenet_300_100/dsr/*/seed[012]/summary.json"))) == 3
 
 
+def test_an_interruption_ends_the_basic_launchers_sweep(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its jobs share the process that has been asked to stop."""
+    from runner.trainer import Trainer
+
+    step, signals = Trainer.step, []
+
+    def interrupted(*arguments: object) -> None:
+        step(*arguments)  # type: ignore[arg-type]
+        if not signals:
+            signals.append(os.kill(os.getpid(), signal.SIGTERM))
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    assert main(["-m", "hydra/launcher=basic", *tiny, "seed=0,1"]) == 75
+    assert summaries(tmp_path) == [] and len(list(tmp_path.rglob("config.yaml"))) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not INSTALLED, reason="hydra-submitit-launcher is not installed")
 def test_submitits_local_launcher(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +99,8 @@ def test_submitits_local_launcher(tiny: list[str], tmp_path: Path, capsys: pytes
     [
         (["-m", "hydra/launcher=basik"], "there is no hydra/launcher 'basik'. Did you mean 'basic'?"),
         (["-m", "hydra/launcher=basic", "hydra.launcher.partition=x"], "'hydra.launcher.partition'"),
-        (["-m", "hydra/launcher=basic", "hydra/sweeper=optuna"], "hydra/sweeper: of Hydra's own settings only"),
+        (["-m", "hydra/launcher=basic", "hydra/sweeper=optuna"], "there is no hydra/sweeper 'optuna'. Valid: lr_grid"),
+        (["-m", "hydra/launcher=basic", "hydra.job.name=x"], "hydra.job.name: of Hydra's own settings only"),
         (["-m", "hydra/launcher=basic", "method=set,dsrr"], "there is no method 'dsrr'"),
         (["-m", "hydra/launcher=basic", "method=set", "method.sparsity=0.5,1.5"], "method.sparsity = 1.5 should be"),
         (["hydra/launcher=basic"], "hydra/launcher=basic is for sweeps; add -m."),
@@ -114,7 +135,7 @@ def test_a_launcher_that_fails_is_one_sentence(
         def launch(self, *arguments: object, **more: object) -> None:
             raise RuntimeError("the scheduler\nis away")
 
-    monkeypatch.setattr(launcher, "_launcher", lambda *given: Away())
+    monkeypatch.setattr(launcher, "make_launcher", lambda *given: Away())
     assert main(["-m", "hydra/launcher=basic", *tiny]) == 1
     assert capsys.readouterr().err == "regrow: hydra/launcher=basic has failed: the scheduler ... is away\n"
 

@@ -46,10 +46,12 @@ def test_an_epoch_by_hand(tmp_path: Path) -> None:
 
     from sklearn.datasets import load_digits
 
+    from data.images import proportional_part
     from data.order import derive
 
     bunch = load_digits()
-    train = [i for i in range(len(bunch.target)) if i % 5][:512]
+    train = torch.tensor([i for i in range(len(bunch.target)) if i % 5])
+    train = train[proportional_part(torch.tensor(bunch.target)[train], 512)]
     x = (torch.tensor(bunch.images[train], dtype=torch.float32).flatten(1) - 0.3053 * 16) / (0.3760 * 16)
     y = torch.tensor(bunch.target[train])
     weights = {name: value.clone().requires_grad_() for name, value in start.items()}
