@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,17 @@ def test_the_threshold_of_every_step(bench: Any, gaussian: Callable[..., Any]) -
         b.step([torch.zeros_like(w) for w in b.weights])
     assert [*seen, b.method.source.value] == pytest.approx([0.05 * t for t in range(11)])
     assert b.counts() == [int((w.abs() > 0.5).sum()) for w in gaussian(SHAPES, 0)]
+
+
+def test_early_pruning_stops_growing(bench: Any, gaussian: Callable[..., Any]) -> None:
+    method = STDS(final_threshold=0.5, scheduler="pgh", beta=0.1, stop_slope=0.1)
+    b = bench(method, gaussian(SHAPES, 0), steps_per_epoch=5, epochs=4)
+    seen = []
+    for _ in range(20):
+        b.step([torch.zeros_like(w) for w in b.weights])
+        seen.append(method.source.value)
+    assert all(low < high for low, high in pairwise(seen[:15]))  # 0.743 of 20 steps is 14.86
+    assert len(set(seen[14:])) == 1 and 0.49 < seen[-1] < 0.5
 
 
 def test_pruning_at_initialisation(bench: Any, gaussian: Callable[..., Any]) -> None:

@@ -152,9 +152,12 @@ def test_layers_by_hand() -> None:
 
 def test_every_recorder_gives_what_it_declares(tmp_path: Path) -> None:
     for name, recorder in RECORDERS.items():
-        methods = {"distance": ["method=dpf", "method.end_epoch=1"]}
-        methods["phases"] = ["method=acdc", "method.phase_epochs=[1,1,1,1]", "schedule.epochs=4"]
-        method = methods.get(name, ["method=set", "method.count=40"])
+        method = {
+            "distance": ["method=dpf", "method.end_epoch=1"],
+            "phases": ["method=acdc", "method.phase_epochs=[1,1,1,1]", "schedule.epochs=4"],
+            "thresholds": ["method=s_lats"],
+            "gradient_to_decay": ["method=str", "schedule.l2=1e-3"],
+        }.get(name, ["method=set", "method.count=40"])
         _, path = run(tmp_path / name, *method, f"trainer.records=[{name}]")
         _, plain = run(tmp_path / "plain", *method)
         summary = json.loads((path / "summary.json").read_text())
@@ -222,7 +225,7 @@ def test_a_recorded_run_is_the_same_run(tmp_path: Path, method: str) -> None:
     assert set(summaries[1]) - set(summaries[0]) == {"records", "series"}
     assert summaries[1]["records"] == ["mask_dynamics", "layers"]
     assert summaries[0]["layers"] == summaries[1]["layers"]
-    assert ("mask/iou" in more[0]) == bool(summaries[1]["series"]) == (method not in ("dense", "quantised"))
+    assert ("mask/iou" in more[0]) == bool(summaries[1]["series"]) == (method not in ("dense", "quantised", "gpo"))
 
 
 @pytest.mark.parametrize(

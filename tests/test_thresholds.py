@@ -11,7 +11,9 @@ from scipy.integrate import quad
 
 from methods.schedules import EpochRanges, LearningRate
 from methods.thresholds import Threshold, facts, of, penalty_peak, pgh_slope, stop
+from results.hyperparameters import evaluate
 from runner.compose import compose
+from runner.errors import Misuse
 
 EPOCHS, STEPS = 7, 5
 T = EPOCHS * STEPS
@@ -215,6 +217,18 @@ def test_a_threshold_of_a_composed_configuration() -> None:
     assert facts(config["method"]) == {"stop": 1.0}
     assert facts(compose(["method=str"])["method"])["penalty_peak"] == penalty_peak("sigmoid")
     assert facts(compose(["method=dense"])["method"]) == {}
+
+
+def test_tables_read_what_follows_from_a_threshold() -> None:
+    config = compose(["method=pgh", "method.beta=1e-5", "schedule.epochs=100"])
+    assert f"{evaluate('threshold.stop * schedule.epochs', config):.0f}" == "38"
+    with pytest.raises(Misuse, match=r"no 'threshold.stp'. Did you mean 'stop'\?"):
+        evaluate("threshold.stp", config)
+
+
+def test_penalties_need_a_rate() -> None:
+    with pytest.raises(ValueError, match="needs the run's learning rate"):
+        threshold("sine").penalties()
 
 
 def test_a_run_basis_without_a_rate_is_refused() -> None:
