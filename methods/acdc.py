@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from methods.allocation import PRUNABLE, kept_of, prunable_weights
 from methods.base import Context, Masked, Method, Sparsity
 from methods.masks import Masks, reset_momentum
+from methods.passes import Passes, count, within
 from methods.phases import alternating, whole_phases
 from methods.ranking import ranked, top_of_groups, top_per_layer
 from methods.schedules import Epochs
@@ -188,6 +189,10 @@ class ACDC(Phases, Masked):
     def keeps(self) -> str:
         return "sparse" if self.sparse else "dense"
 
+    def passes(self, layers: Mapping[str, Mapping[str, Any]]) -> Passes:
+        computes = count(layers, "nonzero")  # appendix C.2: 3 F_C when sparse, 2 F_D + F when dense
+        return within(computes) if self.sparse else Passes(forward=computes, error=computes)
+
     def adopt(self, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         raise ValueError("AC/DC chooses its masks when a sparse phase begins; start.take should be weights")
 
@@ -208,3 +213,7 @@ class ACDCDense(Phases):
     """
 
     epochs: int
+
+    def passes(self, layers: Mapping[str, Mapping[str, Any]]) -> Passes:
+        computes = count(layers, "nonzero")
+        return Passes(forward=computes, error=computes)

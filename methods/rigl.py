@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from methods.base import Context
 from methods.masks import reset_state, top_mask
+from methods.passes import Passes, count, mixed
 from methods.static import Static
 
 
@@ -43,6 +45,11 @@ class RigL(Static):
             return super().before_step(ctx)
         self.update(ctx)
         return False
+
+    def passes(self, layers: Mapping[str, Mapping[str, Any]]) -> Passes:
+        """Evci et al. 2020, appendix H: (3 f_S dT + 2 f_S + f_D) / (dT + 1), throughout the training."""
+        kept = count(layers, "kept")
+        return Passes(kept, kept, mixed(kept, count(layers, "total"), 1 / (self.period + 1)))
 
     @torch.no_grad()
     def update(self, ctx: Context) -> None:

@@ -7,7 +7,7 @@ comes from (a `Source`: one that follows a schedule, or trained ones). `methods.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from methods.base import Context
+from methods.passes import Passes, count, within
 from methods.reparam import Feedback
 from methods.thresholds import Threshold
 
@@ -198,6 +199,11 @@ class SoftThreshold(Feedback):
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         return [*super().param_groups(model), *self.source.params()]
+
+    def passes(self, layers: Mapping[str, Mapping[str, Any]]) -> Passes:
+        """The gradient of all weights is needed where it passes to all of them."""
+        computes = count(layers, "nonzero")
+        return within(computes) if self.gradient == "subgradient" else Passes(forward=computes, error=computes)
 
     def refresh(self, ctx: Context, step: int) -> None:
         self.source.update(ctx, step)

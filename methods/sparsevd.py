@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from methods.base import Context, Method
 from methods.knob import Knob
+from methods.passes import Passes
 from methods.schedules import Epochs
 from methods.variational import Variational, divergence, randomise, settle
 
@@ -97,6 +98,9 @@ class SparseVD(Method):
         finally:
             for layer in self.layers.values():
                 layer.threshold = self.log_alpha_threshold
+
+    def passes(self, layers: Mapping[str, Mapping[str, Any]]) -> Passes:
+        return Passes(factor=2.0)  # a mean and a variance of every weight
 
     def finalize(self, model: nn.Module, compact: bool = False, example: Tensor | None = None) -> nn.Module:
         for layer in self.layers.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -12,6 +13,7 @@ from methods.allocation import allocate, kept_of
 from methods.base import Context, Sparsity
 from methods.knob import Knob
 from methods.masks import Masks
+from methods.passes import Passes, count
 from methods.ranking import Ranking, top_over_all, top_per_layer
 from methods.reparam import Feedback
 
@@ -68,6 +70,11 @@ class TopKAST(Feedback):
         if self.allocation == "global":
             return top_over_all(scores, kept_of(sum(score.numel() for score in scores), sparsity))
         return top_per_layer(scores, allocate(self.allocation, [tuple(score.shape) for score in scores], sparsity))
+
+    def passes(self, layers: Mapping[str, Mapping[str, Any]]) -> Passes:
+        """2 f_A + f_B, as Peste et al. 2021, appendix C.2, count it."""
+        forward = count(layers, "kept")
+        return Passes(forward, forward, dict(zip(self.backward_set.names, self.backward_set.counts(), strict=True)))
 
     @torch.no_grad()
     def _derive(self) -> None:
