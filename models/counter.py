@@ -133,10 +133,11 @@ def count(model: nn.Module, in_shape: tuple[int, ...]) -> Account:
     hooks += [module.register_forward_hook(leave) for module in running]
     hooks += [module.register_forward_hook(norm) for module in norms]
     like = next(model.parameters())
-    zeros = torch.zeros(1, *in_shape, dtype=like.dtype, device=like.device)
+    # A model whose input is no image says itself what it is to be fed.
+    blank = model.blank(in_shape) if hasattr(model, "blank") else (torch.zeros(1, *in_shape, dtype=like.dtype, device=like.device),)  # type: ignore[operator]
     try:
         with _inference(model), attribution:
-            model(zeros)
+            model(*blank)
     finally:
         for hook in hooks:
             hook.remove()

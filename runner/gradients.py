@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from data.order import epoch_order
-
 if TYPE_CHECKING:
     from runner.trainer import Trainer
 
@@ -17,13 +15,14 @@ def mean_grads(trainer: Trainer, batches: int) -> dict[str, Tensor]:
     """The mean over `batches` training batches of the loss's gradient at the present weights, by parameter name.
 
     Batches are of the schedule's size, in an order and with augmentations that no epoch of the training has. The
-    network is in training mode; its buffers, the random number generators and all gradients are left as they were
-    found. Parameters that the loss does not reach have none. Every rank gets the mean over all ranks' samples.
+    network is in training mode; its buffers, the random number generators, the task's state and all gradients are left as
+    they were found. Parameters that the loss does not reach have none. Every rank gets the mean over all ranks' samples.
     """
     t, e = trainer, trainer.e
     count = min(batches, t.ctx.steps_per_epoch)
-    order = epoch_order(e.data.train_size, e.seed, 0)
+    order = e.data.order(e.seed, 0)
     buffers = {name: buffer.clone() for name, buffer in t.model.named_buffers()}
+    carried = e.task.state_dict()
     training, before = t.net.training, [p.grad for p in t.model.parameters()]
     devices = [e.device] if e.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -40,5 +39,6 @@ def mean_grads(trainer: Trainer, batches: int) -> dict[str, Tensor]:
     with torch.no_grad():
         for name, buffer in t.model.named_buffers():
             buffer.copy_(buffers[name])
+    e.task.load_state_dict(carried)
     t.net.train(training)
     return found

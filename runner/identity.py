@@ -22,6 +22,7 @@ NEUTRAL: dict[str, Any] = {
     "dataset.train_subset": None,
     "schedule.accumulate": 1,
     "schedule.drop_last": False,
+    "schedule.clip": 0.0,
     "memory_format": "contiguous",
     "method.initial_sparsity": 0.0,
     "start.initialization": "original",

@@ -31,6 +31,7 @@ class Schedule:
     warmup_from: Annotated[float, "0 <= x"] = 0.0
     l1: Annotated[float, "0 <= x"] = 0.0
     l2: Annotated[float, "0 <= x"] = 0.0
+    clip: Annotated[float, "0 <= x"] = 0.0
     drop_last: bool = False
     accumulate: Annotated[int, "1 <= x"] = 1
 
