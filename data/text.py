@@ -63,9 +63,7 @@ class Text(Dataset):
         digest: str | None = None,
     ) -> None:
         if digest is not None and digest != (found := content_digest(train, test)):
-            raise ValueError(
-                f"the text's digest is {found}, not {digest}: this is not the text the numbers belong to"
-            )
+            raise ValueError(f"the text's digest is {found}, not {digest}: this is not the text the numbers belong to")
         train = train[: used(len(train), length, train_subset)]
         if columns(len(train), rows) < 2 or len(test) < 2:
             raise ValueError(f"{len(train)} training and {len(test)} test tokens are too few for {rows} streams")
@@ -105,7 +103,9 @@ class Text(Dataset):
         stream, segment = indices // self.columns % self.rows, indices // self.columns // self.rows
         first, at = int(stream[0]), int(segment[0]) * self.length
         if not (segment == segment[0]).all() or not (stream == torch.arange(first, first + len(stream))).all():
-            raise ValueError("a batch of a text has one segment of neighbouring streams; take them as `order` gives them")
+            raise ValueError(
+                "a batch of a text has one segment of neighbouring streams; take them as `order` gives them"
+            )
         size = min(self.length, self.columns - 1 - at)
         places = (turn[:, None] + at + torch.arange(size + 1)) % self.columns + stream[:, None] * self.columns
         tokens = self.train[places.to(self.train.device)].long()

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,7 @@ class AdaptiveInput(nn.Module):
         if width < divisor ** len(cutoffs):
             raise ValueError(f"divisor = {divisor} leaves the last of {len(cutoffs) + 1} clusters no column of {width}")
         widths = [width // divisor**i for i in range(len(cutoffs) + 1)]
-        sizes = [high - low for low, high in zip(self.ends, self.ends[1:], strict=False)]
+        sizes = [high - low for low, high in pairwise(self.ends)]
         self.width = width
         self.tables = nn.ModuleList(nn.Embedding(size, columns) for size, columns in zip(sizes, widths, strict=True))
         projected = widths if divisor > 1 else []
@@ -37,10 +39,10 @@ class AdaptiveInput(nn.Module):
         found = None
         for i, table in enumerate(self.tables):
             low, high = self.ends[i], self.ends[i + 1]
-            part = table((words - low).clamp(0, high - low - 1))
+            part: Tensor = table((words - low).clamp(0, high - low - 1))
             if self.projections:
                 part = self.projections[i](part)
-            part = part.to(table.weight.dtype)
+            part = part.to(next(table.parameters()).dtype)
             inside = ((words >= low) & (words < high)).unsqueeze(-1)
             found = part if found is None else torch.where(inside, part, found)
         assert found is not None
@@ -48,7 +50,10 @@ class AdaptiveInput(nn.Module):
 
     def backward_projection(self, i: int, hidden: Tensor) -> Tensor:
         """(n, width) -> (n, columns of table i), by the transposed projection of cluster i."""
-        return F.linear(hidden, self.projections[i].weight.t()) if self.projections else hidden
+        if not self.projections:
+            return hidden
+        weight: Any = self.projections[i].weight
+        return F.linear(hidden, weight.t())
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -66,9 +71,7 @@ class AdaptiveSoftmax(nn.Module):
         clusters = len(ends) - 2
         self.ends = ends
         self.projection = nn.Linear(width, width, bias=False) if embedding.projections else None
-        self.biases = nn.ParameterList(
-            torch.zeros(high - low) for low, high in zip(ends, ends[1:], strict=False)
-        )
+        self.biases = nn.ParameterList(torch.zeros(high - low) for low, high in pairwise(ends))
         if clusters:
             self.cluster_weight = nn.Parameter(torch.zeros(clusters, width))
             self.cluster_bias = nn.Parameter(torch.zeros(clusters))
@@ -102,9 +105,9 @@ class AdaptiveSoftmax(nn.Module):
         logits = F.linear(hidden, table, self.biases[0])  # type: ignore[arg-type]
         if len(self.ends) > 2:
             logits = torch.cat([logits, F.linear(hidden, self.cluster_weight, self.cluster_bias)], dim=1)
-        return F.log_softmax(logits.float(), dim=1)
+        return F.log_softmax(logits, dim=1)
 
     def _tail(self, i: int, hidden: Tensor, embedding: AdaptiveInput) -> Tensor:
         narrow = embedding.backward_projection(i, hidden)
         logits = F.linear(narrow, embedding.tables[i].weight, self.biases[i])  # type: ignore[arg-type]
-        return F.log_softmax(logits.float(), dim=1)
+        return F.log_softmax(logits, dim=1)

@@ -115,8 +115,8 @@ def make(config: Config) -> Experiment:
         raise Misuse(f"{error}.") from None
     if data.batch_size not in (None, schedule.batch_size):
         raise Misuse(
-            f"schedule.batch_size = {schedule.batch_size}, but this text was cut into {data.batch_size} streams, one for "
-            f"each sample of a batch; leave dataset.rows out, which follows the batch size."
+            f"schedule.batch_size = {schedule.batch_size}, but the text was cut into {data.batch_size} streams, "
+            f"one for each sample of a batch; leave dataset.rows out, which follows the batch size."
         )
     task = build(config["task"], "task", num_classes=data.num_classes)
     # A stage has its parent's initial weights, since it has its seed; unless it is to begin from others.

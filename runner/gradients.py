@@ -15,8 +15,9 @@ def mean_grads(trainer: Trainer, batches: int) -> dict[str, Tensor]:
     """The mean over `batches` training batches of the loss's gradient at the present weights, by parameter name.
 
     Batches are of the schedule's size, in an order and with augmentations that no epoch of the training has. The
-    network is in training mode; its buffers, the random number generators, the task's state and all gradients are left as
-    they were found. Parameters that the loss does not reach have none. Every rank gets the mean over all ranks' samples.
+    network is in training mode; its buffers, the random number generators, the task's state and all gradients are left
+    as they were found. Parameters that the loss does not reach have none. Every rank gets the mean over all ranks'
+    samples.
     """
     t, e = trainer, trainer.e
     count = min(batches, t.ctx.steps_per_epoch)

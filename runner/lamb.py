@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -64,7 +63,7 @@ class Lamb(torch.optim.Optimizer):
         if group["weight_decay"]:
             torch._foreach_add_(direction, params, alpha=group["weight_decay"])
         lengths, moves = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(direction))
-        ratios = lengths.clamp(max=group["norm_bound"] if group["norm_bound"] < math.inf else None)
+        ratios = lengths.clamp(max=group["norm_bound"])
         ratios = torch.where((lengths > 0) & (moves > 0), ratios / (moves + group["eps"]), 1.0)
         torch._foreach_mul_(direction, list((ratios * -group["lr"]).unbind()))
         torch._foreach_add_(params, direction)
