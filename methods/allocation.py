@@ -33,15 +33,6 @@ def prunable_weights(model: nn.Module, keep_dense: Sequence[str] = ()) -> dict[s
     }
 
 
-def embedding_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> table of every embedding, which `prunable_weights` leaves out: a method prunes them only if it asks.
-
-    A table that is also an output layer's weight (tied) is listed under the embedding's name.
-    """
-    tables = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Embedding))
-    return {f"{name}.weight": module.weight for name, module in tables}  # type: ignore[misc]
-
-
 def _matches(name: str, module: nn.Module, pattern: str) -> bool:
     kind = pattern.removeprefix("type:")
     return fnmatchcase(name if kind == pattern else type(module).__name__, kind)

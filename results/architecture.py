@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.streams import segments
 from results import document
 from results.address import PAPERS, figures, select, tables
 from results.plan import composed
@@ -67,8 +68,11 @@ class Architecture:
 def inputs(dataset: Mapping[str, Any]) -> Inputs | None:
     """Of a composed dataset section: what it says itself, else what inputs.yaml says; None where neither does.
 
-    `train_subset` is left to the caller: it changes no architecture.
+    A sample of a text is a segment. `train_subset` is left to the caller: it changes no architecture.
     """
+    if {"train_tokens", "rows", "length"} <= dataset.keys():
+        samples = dataset["rows"] * segments(dataset["train_tokens"], dataset["rows"], dataset["length"])
+        return Inputs((dataset["length"],), int(dataset["num_classes"]), samples)
     shape = dataset.get("shape") or ((3, dataset["side"], dataset["side"]) if "side" in dataset else None)
     if shape and "num_classes" in dataset and "train_size" in dataset:
         return Inputs(tuple(shape), int(dataset["num_classes"]), int(dataset["train_size"]))

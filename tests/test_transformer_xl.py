@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.allocation import embedding_weights, prunable_weights
+from methods.allocation import prunable_weights
 from models.account import account
 from models.adaptive import AdaptiveInput, AdaptiveSoftmax
 from models.transformer_xl import RelativeAttention, encoding, transformer_xl
@@ -241,7 +241,7 @@ def test_methods_find_layers_and_leave_embeddings_alone(large: nn.Module) -> Non
     each = ("attention.qkv", "attention.position", "attention.out", "feed_forward.0", "feed_forward.3")
     assert set(weights) == {f"layers.{layer}.{name}.weight" for layer in range(18) for name in each}
     assert sum(weight.numel() for weight in weights.values()) == 18 * 13 * 1024**2
-    tables = embedding_weights(large)
+    tables = {f"{name}.weight": m.weight for name, m in large.named_modules() if isinstance(m, nn.Embedding)}
     assert list(tables) == [f"embedding.tables.{i}.weight" for i in range(4)]
     assert sum(weight.numel() for weight in tables.values()) == 36_920_736
     assert not set(tables) & set(prunable_weights(large))
