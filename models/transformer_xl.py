@@ -19,26 +19,26 @@ def transformer_xl(
     *,
     num_classes: int,
     in_shape: tuple[int, ...],
-    layers: Count = 18,
-    width: Count = 1024,
-    heads: Count = 16,
-    head_width: Count = 64,
-    inner: Count = 4096,
-    dropout: Share = 0.2,
-    attention_dropout: Share = 0.2,
-    memory: Annotated[int, "0 <= x"] = 384,
-    test_memory: Annotated[int, "0 <= x"] = 640,
-    cutoffs: Sequence[int] = (19997, 39997, 199997),
-    divisor: Count = 4,
-    init_std: Annotated[float, "0 < x"] = 0.005,
-    projection_std: Annotated[float, "0 < x"] = 0.01,
+    layers: Count,
+    width: Count,
+    heads: Count,
+    head_width: Count,
+    inner: Count,
+    dropout: Share,
+    attention_dropout: Share,
+    memory: Annotated[int, "0 <= x"],
+    test_memory: Annotated[int, "0 <= x"],
+    cutoffs: Sequence[int],
+    divisor: Count,
+    init_std: Annotated[float, "0 < x"],
+    projection_std: Annotated[float, "0 < x"],
 ) -> nn.Module:
     """The network that `TransformerXL` describes, over `num_classes` words; `in_shape` is (tokens of a segment,).
 
-    With these defaults and the 267,735 words of WikiText-103 it has 285,167,482 parameters. `memory`: tokens of the
-    past that are kept in training, `test_memory` in evaluation. Weights start normal with `init_std`, projections of
-    embeddings with `projection_std`, the gains of layer norms around 1, biases at 0, as in NVIDIA's public code. The
-    initial weights and the defaults are those of its large model. ValueError for an odd width.
+    As conf/model/transformer_xl.yaml has it, with the 267,735 words of WikiText-103, it has 285,167,482 parameters.
+    `memory`: tokens of the past that are kept in training, `test_memory` in evaluation. Weights start normal with
+    `init_std`, projections of embeddings with `projection_std`, the gains of layer norms around 1, biases at 0, as in
+    NVIDIA's public code. ValueError for an odd width.
     """
     if width % 2:
         raise ValueError(f"width = {width} should be even: half of a position's encoding is sines, half cosines")

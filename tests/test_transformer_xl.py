@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from methods.allocation import prunable_weights
 from models.account import account
 from models.adaptive import AdaptiveInput, AdaptiveSoftmax
+from models.report import build, section
 from models.transformer_xl import RelativeAttention, encoding, transformer_xl
 
 TINY: dict[str, Any] = {
@@ -221,7 +222,7 @@ def test_cutoffs_that_make_no_sense(cutoffs: list[int]) -> None:
 @pytest.fixture(scope="module")
 def large() -> nn.Module:
     with torch.device("meta"):
-        return transformer_xl(num_classes=267_735, in_shape=(384,))
+        return build(section("transformer_xl"), (384,), 267_735)
 
 
 def test_the_papers_model_has_285_million_parameters(large: nn.Module) -> None:
@@ -263,7 +264,8 @@ def test_what_a_segment_of_the_papers_model_costs(large: nn.Module) -> None:
 
 def test_initial_weights_are_those_of_the_public_code() -> None:
     torch.manual_seed(0)
-    model = transformer_xl(num_classes=3000, in_shape=(8,), layers=1, width=128, cutoffs=[1000], inner=512, heads=2)
+    less = ["layers=1", "width=128", "cutoffs=[1000]", "inner=512", "heads=2"]
+    model = build(section("transformer_xl", [f"model.{option}" for option in less]), (8,), 3000)
     for name, parameter in model.named_parameters():
         if "norm" in name and name.endswith("weight"):
             mean, std = 1.0, 0.005
