@@ -133,10 +133,13 @@ def count(model: nn.Module, in_shape: tuple[int, ...]) -> Account:
     hooks += [module.register_forward_hook(leave) for module in running]
     hooks += [module.register_forward_hook(norm) for module in norms]
     like = next(model.parameters())
-    zeros = torch.zeros(1, *in_shape, dtype=like.dtype, device=like.device)
+    # A model whose input is no image says itself what it is to be fed.
+    blank: Any = getattr(model, "blank", None)
+    zeros = (torch.zeros(1, *in_shape, dtype=like.dtype, device=like.device),)
+    fed = zeros if blank is None else blank(in_shape)
     try:
         with _inference(model), attribution:
-            model(zeros)
+            model(*fed)
     finally:
         for hook in hooks:
             hook.remove()

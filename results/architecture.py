@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
 
+from data.streams import segments
 from methods.counts import Allocation, allocate
 from models.account import CONVENTIONS, Account
 from results import document
@@ -71,8 +72,11 @@ class Architecture:
 def inputs(dataset: Mapping[str, Any]) -> Inputs | None:
     """Of a composed dataset section: what it says itself, else what inputs.yaml says; None where neither does.
 
-    `train_subset` is left to the caller: it changes no architecture.
+    A sample of a text is a segment. `train_subset` is left to the caller: it changes no architecture.
     """
+    if {"train_tokens", "rows", "length"} <= dataset.keys():
+        samples = dataset["rows"] * segments(dataset["train_tokens"], dataset["rows"], dataset["length"])
+        return Inputs((dataset["length"],), int(dataset["num_classes"]), samples)
     shape = dataset.get("shape") or ((3, dataset["side"], dataset["side"]) if "side" in dataset else None)
     if shape and "num_classes" in dataset and "train_size" in dataset:
         return Inputs(tuple(shape), int(dataset["num_classes"]), int(dataset["train_size"]))

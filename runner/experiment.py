@@ -17,7 +17,7 @@ from runner.errors import Misuse, nearest
 from runner.identity import Config, key
 from runner.optim import Schedule
 from runner.recorders import check as check_records
-from runner.task import Classification
+from runner.task import Task
 
 # What the runner itself gives to the targets of these sections.
 _GIVEN = {
@@ -61,7 +61,7 @@ class Experiment:
     schedule: Schedule
     device: torch.device
     data: Dataset
-    task: Classification
+    task: Task
     method: Method
     model: nn.Module
 
@@ -120,6 +120,11 @@ def make(config: Config) -> Experiment:
         data: Dataset = build(config["dataset"], "dataset", root=str(config["data"]["root"]))
     except OSError as error:
         raise Misuse(f"{error}.") from None
+    if data.batch_size not in (None, schedule.batch_size):
+        raise Misuse(
+            f"schedule.batch_size = {schedule.batch_size}, but the text was cut into {data.batch_size} streams, "
+            f"one for each sample of a batch; leave dataset.rows out, which follows the batch size."
+        )
     task = build(config["task"], "task", num_classes=data.num_classes)
     # A stage has its parent's initial weights, since it has its seed; unless it is to begin from others.
     other = (config.get("start") or {}).get("initialization") == "random"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from data.order import derive, epoch_order
+from data.order import derive
 
 if TYPE_CHECKING:
     from runner.trainer import Trainer
@@ -22,12 +22,13 @@ def mean_grads(trainer: Trainer, batches: int) -> Grads:
     """The mean over `batches` training batches of the loss's gradient at the present weights, by parameter name.
 
     Batches are of the schedule's size, in an order and with augmentations that no epoch of the training has. The
-    network is in training mode; its buffers, the random number generators and all gradients are left as they were
-    found. Parameters that the loss does not reach have none. Every rank gets the mean over all ranks' samples.
+    network is in training mode; its buffers, the random number generators, the task's state and all gradients are left
+    as they were found. Parameters that the loss does not reach have none. Every rank gets the mean over all ranks'
+    samples.
     """
     e = trainer.e
     number = min(batches, trainer.ctx.steps_per_epoch)
-    order = epoch_order(e.data.train_size, e.seed, 0)
+    order = e.data.order(e.seed, 0)
     chosen = order.split(e.schedule.batch_size)[:number]
     return _measured(trainer, [(batch, number, ("score", index)) for index, batch in enumerate(chosen)])
 
@@ -43,7 +44,7 @@ def grad_samples(trainer: Trainer, samples: int, batch: int) -> Iterator[Grads]:
     e = trainer.e
     seed = derive(e.seed, "samples", trainer.ctx.step)
     size = -(-e.schedule.batch_size // e.schedule.accumulate)
-    rounds = (epoch_order(e.data.train_size, seed, number) for number in count())
+    rounds = (e.data.order(seed, number) for number in count())
     drawn = next(rounds)
     for index in range(samples):
         while len(drawn) < batch:

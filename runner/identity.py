@@ -24,6 +24,7 @@ NEUTRAL: dict[str, Any] = {
     "schedule.drop_last": False,
     "schedule.budget": "epochs",
     "schedule.lr_changes": "step",
+    "schedule.clip": 0.0,
     "memory_format": "contiguous",
     "method.initial_sparsity": 0.0,
     "model.init_fan": "out",

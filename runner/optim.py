@@ -37,6 +37,7 @@ class Schedule:
     lr_changes: Literal["step", "epoch"] = "step"
     l1: Annotated[float, "0 <= x"] = 0.0
     l2: Annotated[float, "0 <= x"] = 0.0
+    clip: Annotated[float, "0 <= x"] = 0.0
     drop_last: bool = False
     accumulate: Annotated[int, "1 <= x"] = 1
     budget: Literal["epochs", "flops"] = "epochs"

@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from data.order import derive, epoch_order
+from data.order import derive
 from methods.base import Context
 from methods.schedules import whole_epochs
 from runner import checkpoint, snapshot
@@ -137,7 +137,7 @@ class Trainer:
         """The rest of the current epoch, its evaluation and its line of metrics."""
         e, ctx = self.e, self.ctx
         began, first = time.perf_counter(), self.batch
-        order = epoch_order(e.data.train_size, e.seed, ctx.epoch)
+        order = e.data.order(e.seed, ctx.epoch)
         if self.batch == 0:
             e.method.on_epoch(ctx)
         self.net.train()
@@ -230,6 +230,8 @@ class Trainer:
                 self.sums = sums if self.sums is None else self.sums + sums
         self.scaler.unscale_(self.optimizer)
         self.l1.add()
+        if e.schedule.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), e.schedule.clip)
         if method.before_step(ctx):
             self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.allocation import prunable_weights
 from models.catalog import timm_model, torchvision_model
 from models.densenet import densenet
 from models.lenet import lenet_300_100
+from models.mobilenet import mobilenet_v1
 from models.report import CONF, build, section
 from models.resnet import resnet50
 from models.resnet_cifar import resnet_cifar
@@ -27,6 +29,10 @@ from models.vgg import vgg
 from models.wide_resnet import wide_resnet
 
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+TEXT = [
+    name for name in NAMES if name.startswith("transformer")
+]  # their inputs are words: tests/test_transformer_xl.py
+IMAGES = [name for name in NAMES if name not in TEXT]
 SIDES = {"vgg16_d": 32}  # pixels of the smallest image a model takes, where 8 are too few
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,6 +45,7 @@ def builder(config: dict[str, Any]) -> Any:
 def test_the_expected_options_exist() -> None:
     assert {"lenet_300_100", "wrn_28_2", "wrn_28_10", "resnet50", "timm", "torchvision"} <= set(NAMES)
     assert {"resnet20", "resnet32", "resnet56", "vgg16_d", "densenet_40_12"} <= set(NAMES)
+    assert {"mobilenet_v1", "transformer_xl", "transformer_xl_small"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,7 +65,7 @@ def test_option_names_every_keyword_of_its_builder(name: str) -> None:
             assert (tuple(value) if isinstance(value, list) else value) == parameter.default, key
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_option_computes_and_every_parameter_gets_a_gradient(name: str) -> None:
     in_shape = (3, SIDES.get(name, 8), SIDES.get(name, 8))
     model = build(section(name), in_shape, num_classes=5)
@@ -69,7 +76,7 @@ def test_option_computes_and_every_parameter_gets_a_gradient(name: str) -> None:
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("wrn_28_4", "wrn_28_8", "wrn_28_10")])
+@pytest.mark.parametrize("name", [name for name in IMAGES if name not in ("wrn_28_4", "wrn_28_8", "wrn_28_10")])
 def test_option_depends_on_the_seed_alone(name: str) -> None:
     def first_weights(seed: int) -> list[nn.Parameter]:
         torch.manual_seed(seed)
@@ -618,3 +625,43 @@ def test_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch: pytest.
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", no_network)
     with pytest.raises(ValueError, match=r"weights of timm's 'resnet18' cannot be had.*no route"):
         timm_model(name="resnet18", num_classes=7, in_shape=(3, 32, 32), pretrained=True)
+
+
+# MobileNetV1
+
+
+def test_mobilenet_has_the_layers_of_the_public_code_by_name() -> None:
+    with torch.device("meta"):
+        model = mobilenet_v1(num_classes=1000, in_shape=(3, 224, 224))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 4_231_976
+    weights = prunable_weights(model)
+    names = ["model.0.0", *(f"model.{block}.{layer}" for block in range(1, 14) for layer in (0, 3)), "fc"]
+    assert list(weights) == [f"{name}.weight" for name in names]  # LATS, table 12
+    kept = set(weights) - set(prunable_weights(model, ["model.*.0"]))
+    assert kept == {f"model.{block}.0.weight" for block in range(14)}
+    # AC/DC, B.3: 90 % of the pruned parameters are 88.57 % of all (batch norm counted, the classifier's bias not).
+    dense = sum(weights[name].numel() for name in kept)
+    assert dense == 864 + 44_640
+    assert f"{90 * (4_209_088 - dense) / (4_231_976 - 1000):.2f}" == "88.57"
+
+
+def test_mobilenet_by_hand() -> None:
+    """Two of its blocks, and the end, as plain functions; the strides show in the sides of the last feature map."""
+    model = shaken(mobilenet_v1(num_classes=5, in_shape=(3, 64, 64), width=0.25)).eval()
+    x = torch.randn(2, 3, 64, 64)
+
+    def normed(block: nn.Module, at: int, images: Tensor, **how: Any) -> Tensor:
+        out = F.conv2d(images, block[at].weight, **how)
+        norm = block[at + 1]
+        return F.relu(F.batch_norm(out, norm.running_mean, norm.running_var, norm.weight, norm.bias))
+
+    blocks = model.model
+    stem = normed(blocks[0], 0, x, stride=2, padding=1)
+    assert stem.shape == (2, 8, 32, 32)
+    first = normed(blocks[1], 3, normed(blocks[1], 0, stem, padding=1, groups=8))
+    assert torch.allclose(blocks[:2](x), first, atol=1e-5)
+    second = normed(blocks[2], 3, normed(blocks[2], 0, first, stride=2, padding=1, groups=16))
+    assert torch.allclose(blocks[:3](x), second, atol=1e-5)
+    last = blocks[:14](x)
+    assert last.shape == (2, 256, 2, 2)
+    assert torch.allclose(model(x), model.fc(last.mean((2, 3))), atol=1e-5)
