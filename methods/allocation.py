@@ -15,22 +15,37 @@ Allocation = Literal["uniform", "erk"]
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def prunable_weights(model: nn.Module, keep_dense: Sequence[str] = ()) -> dict[str, nn.Parameter]:
-    """Name -> weight of every convolution and linear layer, but those that match a `keep_dense` pattern.
+def prunable_weights(
+    model: nn.Module, keep_dense: Sequence[str] = (), also: Sequence[str] = ()
+) -> dict[str, nn.Parameter]:
+    """Name -> weight of every convolution, linear and recurrent layer, but those that match a `keep_dense` pattern.
 
-    Patterns are shell-style, against the layer's name ("stem", "*.shortcut", "fc") or, after "type:", its class
-    ("type:Linear"). ValueError when a pattern matches no layer: a misspelt one would silently prune what should stay
-    dense.
+    A recurrent layer has several (weight_ih_l0, weight_hh_l0 ...), in its own order. Patterns are shell-style, against
+    the layer's name ("stem", "*.shortcut", "fc") or, after "type:", its class ("type:Linear"). `also`: patterns of
+    further layers to prune, of any other kind (embeddings). ValueError when a pattern matches no layer: a misspelt one
+    would silently prune what should stay dense, or the other way round.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, PRUNABLE)}
-    for pattern in keep_dense:
-        if not any(_matches(name, module, pattern) for name, module in layers.items()):
-            raise ValueError(f"keep_dense pattern {pattern!r} matches none of the layers {', '.join(layers)}")
+    own = {name: module for name, module in model.named_modules() if _weights(module)}
+    layers = {name: module for name, module in own.items() if isinstance(module, (*PRUNABLE, nn.RNNBase))}
+    others = {name: module for name, module in own.items() if name not in layers}
+    for option, patterns, among in (("keep_dense", keep_dense, layers), ("also", also, others)):
+        for pattern in patterns:
+            if not any(_matches(name, module, pattern) for name, module in among.items()):
+                raise ValueError(f"{option} pattern {pattern!r} matches none of the layers {', '.join(among)}")
     return {
-        f"{name}.weight": module.weight  # type: ignore[misc]
-        for name, module in layers.items()
-        if not any(_matches(name, module, pattern) for pattern in keep_dense)
+        f"{name}.{weight}": getattr(module, weight)
+        for name, module in own.items()
+        if any(_matches(name, module, pattern) for pattern in (keep_dense if name in layers else also))
+        != (name in layers)
+        for weight in _weights(module)
     }
+
+
+def _weights(module: nn.Module) -> list[str]:
+    """The names of a layer's own weights."""
+    if isinstance(module, PRUNABLE):
+        return ["weight"]  # which a parametrisation may compute
+    return [name for name, _ in module.named_parameters(recurse=False) if name.startswith("weight")]
 
 
 def _matches(name: str, module: nn.Module, pattern: str) -> bool:

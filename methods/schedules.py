@@ -67,7 +67,10 @@ _FOREVER = 10**9
 
 @dataclass(frozen=True)
 class LearningRate:
-    """The learning rate at a step: a base (number or epoch ranges), decayed, with a linear warm-up before it."""
+    """The learning rate at a step: a base (number or epoch ranges), decayed, with a linear warm-up before it.
+
+    The last `final_epochs` have the rate `final`, and a cosine ends where they begin.
+    """
 
     base: EpochRanges
     epochs: float
@@ -77,16 +80,24 @@ class LearningRate:
     end: float = 0.0
     warmup_epochs: float = 0.0
     warmup_from: float = 0.0
+    warmup_by: str = "step"
+    final_epochs: float = 0.0
+    final: float = 0.0
 
     def at(self, position: float) -> float:
         """`position`: finished epochs, a float in [0, epochs)."""
         base = self.base.at(int(position) + 1)
+        if position >= self.epochs - self.final_epochs:
+            return self.final
+        if self.warmup_by == "epoch" and int(position) < self.warmup_epochs:
+            share = min(1.0, (int(position) + 1) / self.warmup_epochs)
+            return self.warmup_from + (base - self.warmup_from) * share
         if position < self.warmup_epochs:
             return self.warmup_from + (base - self.warmup_from) * position / self.warmup_epochs
         if self.decay == "step":
             return base * self.gamma ** sum(position >= milestone for milestone in self.milestones)
         if self.decay == "cosine":
-            progress = (position - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
+            progress = (position - self.warmup_epochs) / (self.epochs - self.warmup_epochs - self.final_epochs)
             return self.end + (base - self.end) * 0.5 * (1 + math.cos(math.pi * progress))
         return base
 
@@ -109,6 +120,18 @@ def lottery_parent(sparsity: float, rate: float) -> list[str]:
     if rounds < 2:
         return ["method=dense"]
     return ["method=lottery", f"method.sparsity={1 - (1 - rate) ** (rounds - 1):.12g}", f"method.rate={rate:.12g}"]
+
+
+def imp_parent(sparsity: float, rounds: int) -> list[str]:
+    """The overrides of the run that the last of `rounds` equal rounds of magnitude pruning starts from.
+
+    Every round keeps the share (1 - `sparsity`)^(1 / rounds) (conf/method/imp.yaml). The first one's parent is dense.
+    """
+    numbers = isinstance(sparsity, int | float) and isinstance(rounds, int)
+    if not numbers or not 0 < sparsity < 1 or rounds < 2:  # what is impossible the method will say
+        return ["method=dense"]
+    before = 1 - (1 - sparsity) ** ((rounds - 1) / rounds)
+    return ["method=imp", f"method.sparsity={before:.12g}", f"method.rounds={rounds - 1}"]
 
 
 def step_of(epochs: float, steps_per_epoch: int) -> int:

@@ -29,6 +29,9 @@ class Schedule:
     lr_end: Annotated[float, "0 <= x"] = 0.0
     warmup_epochs: Epochs = 0.0
     warmup_from: Annotated[float, "0 <= x"] = 0.0
+    warmup_by: Literal["step", "epoch"] = "step"
+    final_epochs: Epochs = 0.0
+    final_lr: Annotated[float, "0 <= x"] = 0.0
     l1: Annotated[float, "0 <= x"] = 0.0
     l2: Annotated[float, "0 <= x"] = 0.0
     drop_last: bool = False
@@ -38,6 +41,11 @@ class Schedule:
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
             raise Misuse(
                 f"schedule.warmup_epochs = {self.warmup_epochs:g} should be below schedule.epochs = {self.epochs}."
+            )
+        if self.final_epochs and self.warmup_epochs + self.final_epochs >= self.epochs:
+            raise Misuse(
+                f"schedule.final_epochs = {self.final_epochs:g} and the {self.warmup_epochs:g} epochs of warm-up leave "
+                f"nothing of schedule.epochs = {self.epochs}."
             )
         check(self.optimizer, "schedule.optimizer", ("params", "lr", "weight_decay"))
 
@@ -51,6 +59,9 @@ class Schedule:
             end=self.lr_end,
             warmup_epochs=self.warmup_epochs,
             warmup_from=self.warmup_from,
+            warmup_by=self.warmup_by,
+            final_epochs=self.final_epochs,
+            final=self.final_lr,
         )
 
     def make_optimizer(self, method: Method, model: nn.Module) -> torch.optim.Optimizer:

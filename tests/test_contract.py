@@ -19,7 +19,7 @@ from torch import Tensor
 from data.order import derive
 from methods.allocation import kept_of
 from methods.base import Method
-from methods.lottery import Lottery
+from methods.lottery import Ticket
 from methods.masks import digest
 from runner import checkpoint
 from runner.compose import CONF, compose, names
@@ -54,6 +54,8 @@ BUSY: dict[str, list[str]] = {
     "dpf_structured": ["method.period=2", "method.end_epoch=1.5"],
     "sfp": ["method.end_epoch=2"],
     "sm": [],
+    "edge_popup": ["method.pruned=0.6", "method.rounding=nearest"],
+    "iterand": ["method.pruned=0.6", "method.rounding=nearest", "method.period=3", "method.rate=0.5"],
     "quantised": ["method.bits=3"],
 }
 MOVING = set(BUSY) - {"quantised"}
@@ -79,7 +81,7 @@ def trainer(config: dict[str, Any], path: Path, stop: Callable[[], bool] = lambd
 
 def with_parent(t: Trainer) -> Trainer:
     """The trainer; of a method that cannot do without a parent, after one that is dense and has learnt nothing."""
-    if isinstance(t.e.method, Lottery):
+    if isinstance(t.e.method, Ticket):
         t.adopted = {}, t.e.method.effective()
     return t
 
@@ -87,6 +89,8 @@ def with_parent(t: Trainer) -> Trainer:
 def kept_at_the_end(t: Trainer, config: dict[str, Any]) -> int:
     """How many weights the method's sparsity leaves, whatever they are counted in."""
     shapes = [tuple(weight.shape) for weight in t.e.method.effective().values()]
+    if (pruned := config["method"].get("pruned")) is not None:  # a share of every layer
+        return sum(kept_of(math.prod(shape), pruned) for shape in shapes)
     sparsity, name = config["method"].get("sparsity", 0.0), config["method"]["name"]
     if name not in STRUCTURED:
         return kept_of(sum(math.prod(shape) for shape in shapes), sparsity)
@@ -158,7 +162,7 @@ def test_masks_are_exact_and_weights_zero_outside_after_every_step(method: str, 
     assert whole == total and kept == kept_at_the_end(t, config)
     if method in ("static", "set", "deepr"):
         assert all(counts == seen[0] for counts in seen)
-    if method in ("dsr", "sm", "oneshot", "lottery", "retrain_mask", "snip"):
+    if method in ("dsr", "sm", "oneshot", "lottery", "imp", "retrain_mask", "snip", "edge_popup", "iterand"):
         assert {sum(counts) for counts in seen} == {kept}
     if method == "dpf":  # refreshes after 2, 4, 6 and 8 steps, the ramp ends after 6
         ramp = [0, 2, 2, 4, 4, 6, 6, 6]
