@@ -13,7 +13,8 @@ from torch import Tensor
 class Dataset(ABC):
     """A classification dataset: training samples by index, the test set in order.
 
-    `num_classes`; `in_shape`: the shape (channels, height, width) of one input.
+    `num_classes`; `in_shape`: the shape (channels, height, width) of one input; of token sequences (number of different
+    ids, most tokens). `validation_size`: training samples that are held out, 0 where there are none.
     """
 
     num_classes: int
@@ -23,6 +24,14 @@ class Dataset(ABC):
     @abstractmethod
     def train_size(self) -> int:
         """The number of training samples."""
+
+    @property
+    def validation_size(self) -> int:
+        return 0
+
+    def validation_batches(self, size: int, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """The samples that are held out, as `test_batches` gives the test set."""
+        return iter(())
 
     @abstractmethod
     def to(self, device: torch.device) -> Dataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from data.augment import PadMode, augmentation
+from data.augment import Crop, PadMode, augmentation
 from data.base import fetch_command
 from data.cifar_archive import SHAPE, TEST_SIZE, TRAIN_SIZE, read_official
 from data.image_folder import read_images
@@ -25,6 +25,8 @@ def cifar10(
     pad: Pad = 4,
     pad_mode: PadMode = "reflect",
     flip: bool = True,
+    crop: Crop = "padded",
+    validation: Annotated[int, "0 <= x"] = 0,
     train_subset: Count | None = None,
 ) -> Images:
     """The exact 50,000 training and 10,000 test images of shape (3, 32, 32), 10 classes.
@@ -40,7 +42,8 @@ def cifar10(
         num_classes=len(CLASSES),
         mean=mean,
         std=std,
-        augment=augmentation(pad, pad_mode, flip),
+        augment=augmentation(pad, pad_mode, flip, crop),
+        validation=validation,
         train_subset=train_subset,
         digest=digest,
     )
@@ -55,6 +58,8 @@ def cifar10_jpeg(
     pad: Pad = 4,
     pad_mode: PadMode = "reflect",
     flip: bool = True,
+    crop: Crop = "padded",
+    validation: Annotated[int, "0 <= x"] = 0,
     train_subset: Count | None = None,
 ) -> Images:
     """JPEG copies of the 60,000 images: the same classes and split as `cifar10`, other pixels.
@@ -77,7 +82,8 @@ def cifar10_jpeg(
         num_classes=len(CLASSES),
         mean=mean,
         std=std,
-        augment=augmentation(pad, pad_mode, flip),
+        augment=augmentation(pad, pad_mode, flip, crop),
+        validation=validation,
         train_subset=train_subset,
         digest=digest,
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data.base import Dataset
 
+HELD_OUT_SEED = 777  # Chijiwa et al. 2021's code has this one, for a generator and a draw of its own
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -19,7 +20,8 @@ class Images(Dataset):
     `train` and `test`: (images, labels), uint8 of shape (n, channels, height, width) and int64 of shape (n,).
     `peak`: the pixel value that counts as 1.0 before `mean` and `std` (per channel) are applied. `augment` takes a
     uint8 batch and a generator. `digest`: the expected content digest; ValueError when the data have another one.
-    `train_subset`: of so many training samples the first of each class, in the classes' own proportions.
+    `validation`: so many training samples are held out, a fixed draw, the same in every run; ValueError where nothing
+    is left. `train_subset`: of so many of the others the first of each class, in the classes' own proportions.
     """
 
     def __init__(
@@ -33,12 +35,20 @@ class Images(Dataset):
         peak: float = 255.0,
         augment: Augmentation | None = None,
         train_subset: int | None = None,
+        validation: int = 0,
         digest: str | None = None,
     ) -> None:
         if digest is not None and digest != (found := content_digest(*train, *test)):
             raise ValueError(
                 f"the data's digest is {found}, not {digest}: these are not the data the numbers belong to"
             )
+        if validation >= len(train[1]):
+            raise ValueError(f"validation = {validation} leaves nothing of {len(train[1])} samples to train on")
+        self.validation = train[0][:0], train[1][:0]
+        if validation:
+            order = torch.randperm(len(train[1]), generator=torch.Generator().manual_seed(HELD_OUT_SEED))
+            held, rest = order[:validation].sort().values, order[validation:].sort().values
+            self.validation, train = (train[0][held], train[1][held]), (train[0][rest], train[1][rest])
         if train_subset is not None and train_subset < len(train[1]):
             chosen = proportional_part(train[1], train_subset)
             train = (train[0][chosen], train[1][chosen])
@@ -53,10 +63,15 @@ class Images(Dataset):
     def train_size(self) -> int:
         return len(self.train[1])
 
+    @property
+    def validation_size(self) -> int:
+        return len(self.validation[1])
+
     def to(self, device: torch.device) -> Images:
         """Move everything to the device once."""
         self.train = (self.train[0].to(device), self.train[1].to(device))
         self.test = (self.test[0].to(device), self.test[1].to(device))
+        self.validation = (self.validation[0].to(device), self.validation[1].to(device))
         self.offset, self.scale = self.offset.to(device), self.scale.to(device)
         return self
 
@@ -70,7 +85,14 @@ class Images(Dataset):
 
     def test_batches(self, size: int, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """The test set in order, every sample once; of several ranks each gets every `ranks`-th batch."""
-        images, labels = self.test
+        return self._batches(*self.test, size, rank, ranks)
+
+    def validation_batches(self, size: int, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._batches(*self.validation, size, rank, ranks)
+
+    def _batches(
+        self, images: Tensor, labels: Tensor, size: int, rank: int, ranks: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(rank * size, len(labels), ranks * size):
             yield self._normalise(images[start : start + size]), labels[start : start + size]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from models.tokens import PAD
+from data.padding import PAD
 
 
 class Recurrent(nn.Module):
@@ -58,7 +58,7 @@ def lstm(
     bidirectional: bool = False,
     dropout: Annotated[float, "0 <= x < 1"] = 0.2,
 ) -> nn.Module:
-    """Token sequences (N, length) of ids, padded with `models.tokens.PAD` at their ends -> logits (N, num_classes).
+    """Token sequences (N, length) of ids, padded with `data.padding.PAD` at their ends -> logits (N, num_classes).
 
     `in_shape`: (number of different ids, length). Sequences are packed, so that padding is never read; the classifier
     sees the last layer's last hidden states. Two classes have one output z and a sigmoid: the logits are 0 and z.

@@ -31,7 +31,7 @@ def resnet(
     Komodakis 2016). `stride_at`: the convolution of a bottleneck that halves the resolution, its 3x3 ("v1.5":
     torchvision, 4.09 GMACs at 224x224 for 50 layers) or its first 1x1 ("v1": He et al., 3.86 GMACs).
     `zero_init_residual` starts the last batch norm of every block at 0 (Goyal et al. 2017).
-    `init`: convolutions He-normal with fan-out and the rest as PyTorch's default ("kaiming_normal"), or convolutions and
+    `init`: convolutions He-normal with fan-out, the rest as PyTorch's default ("kaiming_normal"), or convolutions and
     classifier uniform in +-sqrt(6 / fan_in) with zero biases ("kaiming_uniform", Chijiwa et al. 2021). Layers that
     methods like to keep dense: "conv1" (the stem), "layer?.0.downsample.0" (the 1x1 shortcuts), "fc".
 

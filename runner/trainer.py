@@ -138,6 +138,8 @@ class Trainer:
         line = {"epoch": ctx.epoch, "step": ctx.step, "lr": ctx.lr}
         line |= {f"train/{name}": value for name, value in e.task.metrics(trained).items()}
         line |= {f"test/{name}": value for name, value in self.evaluate().items()}
+        if e.data.validation_size:
+            line |= {f"validation/{name}": value for name, value in self.evaluate(held_out=True).items()}
         densities = self.densities()
         line |= {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in densities.items()}
         kept, total = densities["mask"]
@@ -200,11 +202,12 @@ class Trainer:
         return nullcontext() if kind is None else torch.autocast(self.e.device.type, kind)
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Test metrics over every test sample once, in inference mode of the model."""
+    def evaluate(self, held_out: bool = False) -> dict[str, float]:
+        """Metrics over every test sample (or those that are held out) once, in inference mode of the model."""
         self.net.eval()
         total: Tensor | None = None
-        for batch in self.e.data.test_batches(self.e.settings.eval_batch_size, self.world.rank, self.world.size):
+        batches = self.e.data.validation_batches if held_out else self.e.data.test_batches
+        for batch in batches(self.e.settings.eval_batch_size, self.world.rank, self.world.size):
             with self.autocast():
                 _, sums = self.e.task.loss(self.net, batch)
             total = sums if total is None else total + sums
