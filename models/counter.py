@@ -109,7 +109,7 @@ class Weights:
 
 
 def count(model: nn.Module, in_shape: tuple[int, ...]) -> Account:
-    """One forward pass of zeros (1, *in_shape), in inference mode, on the model's device ("meta" included).
+    """One forward pass of zeros (1, *in_shape), or of the model's own `example`, in inference mode, on the model's device ("meta" included).
 
     The model is left as it was: training flags, hooks and buffers. What `forward` cannot process it raises itself.
     """
@@ -133,7 +133,11 @@ def count(model: nn.Module, in_shape: tuple[int, ...]) -> Account:
     hooks += [module.register_forward_hook(leave) for module in running]
     hooks += [module.register_forward_hook(norm) for module in norms]
     like = next(model.parameters())
-    zeros = torch.zeros(1, *in_shape, dtype=like.dtype, device=like.device)
+    # Models of anything but images say what an input is.
+    if hasattr(model, "example"):
+        zeros = model.example(in_shape, like.device)
+    else:
+        zeros = torch.zeros(1, *in_shape, dtype=like.dtype, device=like.device)
     try:
         with _inference(model), attribution:
             model(zeros)

@@ -52,10 +52,10 @@ def lstm(
     *,
     num_classes: int,
     in_shape: tuple[int, int],
+    bidirectional: bool,
     embedding_dim: Annotated[int, "1 <= x"] = 100,
     hidden_dim: Annotated[int, "1 <= x"] = 256,
     layers: Annotated[int, "1 <= x"] = 1,
-    bidirectional: bool = False,
     dropout: Annotated[float, "0 <= x < 1"] = 0.2,
 ) -> nn.Module:
     """Token sequences (N, length) of ids, padded with `data.padding.PAD` at their ends -> logits (N, num_classes).
