@@ -37,12 +37,16 @@ class Recurrent(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         embedded = self.dropout(self.embedding(ids))
-        if ids.is_meta:  # nothing is known of its lengths: full ones
-            _, (hidden, _) = self.lstm(embedded)
+        lengths = (ids != PAD).sum(1).clamp(min=1)
+        if not self.lstm.bidirectional or ids.is_meta:
+            # What comes before the end of a sequence does not see its padding. Packing it would give the same, but on
+            # CPUs at a cost that grows with the square of the length: each step's gradient is one of the whole batch.
+            output, _ = self.lstm(embedded)
+            last = output.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, output.shape[2])).squeeze(1)
         else:
-            lengths = (ids != PAD).sum(1).clamp(min=1).cpu()  # packing wants them there
-            _, (hidden, _) = self.lstm(pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False))
-        last = hidden[-2:].transpose(0, 1).flatten(1) if self.lstm.bidirectional else hidden[-1]
+            packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            _, (hidden, _) = self.lstm(packed)
+            last = hidden[-2:].transpose(0, 1).flatten(1)
         logits = self.fc(self.dropout(last))
         # A sigmoid of z is the softmax of (0, z), and so is its cross-entropy.
         return torch.cat([torch.zeros_like(logits), logits], 1) if self.fc.out_features == 1 else logits
@@ -60,8 +64,8 @@ def lstm(
 ) -> nn.Module:
     """Token sequences (N, length) of ids, padded with `data.padding.PAD` at their ends -> logits (N, num_classes).
 
-    `in_shape`: (number of different ids, length). Sequences are packed, so that padding is never read; the classifier
-    sees the last layer's last hidden states. Two classes have one output z and a sigmoid: the logits are 0 and z.
+    `in_shape`: (number of different ids, length). What the classifier sees is as if sequences were packed, so that
+    padding is never read: the last layer's last hidden states. Two classes have one output z and a sigmoid: the logits are 0 and z.
     `dropout` acts on embeddings and on what the classifier sees, and between layers (Trevett's notebook, from which the
     paper's experiment comes). All initial values are PyTorch's default; the padding's embedding stays 0. Layers:
     "embedding", "lstm", "fc". ValueError for a value out of range.
