@@ -48,7 +48,6 @@ def synthetic_texts(
     num_classes: Count,
     train_size: Count,
     test_size: Count,
-    validation: Annotated[int, "0 <= x"] = 0,
     data_seed: int = 0,
     train_subset: Annotated[int, "1 <= x"] | None = None,
 ) -> Texts:
@@ -62,7 +61,7 @@ def synthetic_texts(
 
     return Texts(
         part(train_size),
-        part(validation),
+        part(0),
         part(test_size),
         num_classes=num_classes,
         words=WORDS + words,

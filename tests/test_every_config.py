@@ -20,6 +20,7 @@ SHAPES = {
     "mnist": [1, 28, 28],
     "digits": [1, 8, 8],
     "cifar10": [3, 32, 32],
+    "cifar10_jpeg": [3, 32, 32],
     "cifar100": [3, 32, 32],
     "imagenet": [3, 64, 64],
 }
@@ -36,8 +37,11 @@ def distinct() -> list[PlannedRun]:
 def small(config: dict[str, Any]) -> dict[str, Any]:
     """The same experiment on four noise images of the dataset's kind, without its parent's weights."""
     dataset = config["dataset"]
+    if dataset["name"] == "imdb":
+        noise = compose(["dataset=synthetic_texts", "dataset.train_size=4", "dataset.test_size=2"])["dataset"]
+        return {**config, "dataset": noise, "start": None, "schedule": {**config["schedule"], "batch_size": 2}}
     noise = compose(["dataset=synthetic", "dataset.train_size=4", "dataset.test_size=2"])["dataset"]
-    classes = {"mnist": 10, "digits": 10, "cifar10": 10, "cifar100": 100}.get(
+    classes = {"mnist": 10, "digits": 10, "cifar10": 10, "cifar10_jpeg": 10, "cifar100": 100}.get(
         dataset["name"], dataset.get("num_classes")
     )
     noise |= {"shape": SHAPES[dataset["name"]], "num_classes": classes}

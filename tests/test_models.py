@@ -610,3 +610,102 @@ def test_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch: pytest.
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", no_network)
     with pytest.raises(ValueError, match=r"weights of timm's 'resnet18' cannot be had.*no route"):
         timm_model(name="resnet18", num_classes=7, in_shape=(3, 32, 32), pretrained=True)
+
+
+# The networks of Chijiwa et al. 2021
+
+
+def counted(name: str, in_shape: tuple[int, ...], classes: int, **options: Any) -> tuple[int, int]:
+    """(weights of convolutions, weights of convolutions and linear layers), counted from the modules."""
+    with torch.device("meta"):
+        model = build({**section(name), **options}, in_shape, classes)
+    conv = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d))
+    return conv, conv + sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+
+
+@pytest.mark.parametrize(("name", "printed"), [("resnet34", "6.38M"), ("resnet50", "7.04M"), ("resnet101", "12.72M")])
+def test_table_4_counts_what_is_left_of_the_convolutions(name: str, printed: str) -> None:
+    conv, _ = counted(name, (3, 224, 224), 1000)
+    assert f"{0.3 * conv / 1e6:.2f}M" == printed
+
+
+def test_table_4s_dense_counts_are_those_of_a_3x3_stem() -> None:
+    for name, printed, own in (("resnet18", "11.16M", "11.17M"), ("resnet34", "21.26M", "21.27M")):
+        assert f"{counted(f'{name}_cifar', (3, 32, 32), 10)[0] / 1e6:.2f}M" == printed
+        assert f"{counted(name, (3, 224, 224), 1000)[0] / 1e6:.2f}M" == own
+
+
+def test_table_9_counts_convolutions_and_classifier() -> None:
+    assert f"{counted('wide_resnet50_2', (3, 224, 224), 1000)[1] / 1e6:.1f} M" == "68.8 M"
+    assert f"{counted('resnet50', (3, 224, 224), 1000, width=2.0)[1] / 1e6:.1f} M" == "97.8 M"
+
+
+@pytest.mark.parametrize("width", [0.25, 1.0, 1.3])
+def test_the_width_scales_all_but_the_stem_and_the_logits(width: float) -> None:
+    with torch.device("meta"):
+        model: Any = build({**section("resnet18_cifar"), "width": width}, (3, 32, 32), 10)
+    w = [int(channels * width) for channels in (64, 128, 256, 512)]
+    stem = model.conv1
+    assert (stem.out_channels, stem.kernel_size, stem.stride) == (64, (3, 3), (1, 1))
+    assert [group[1].conv2.out_channels for group in (model.layer1, model.layer2, model.layer3, model.layer4)] == w
+    assert model.layer1[0].conv1.in_channels == 64 and (model.layer1[0].downsample is None) == (width == 1)
+    assert tuple(model.fc.weight.shape) == (10, w[3])
+    assert model(torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, 10)
+
+
+def test_the_families_are_torchvisions() -> None:
+    import torchvision
+
+    for name in ("resnet18", "resnet34", "resnet101", "wide_resnet50_2"):
+        with torch.device("meta"):
+            own = build(section(name), (3, 64, 64), 1000)
+            other = torchvision.models.get_model(name)
+        assert {k: v.shape for k, v in own.state_dict().items()} == {k: v.shape for k, v in other.state_dict().items()}
+        convolutions = [[m for m in model.modules() if isinstance(m, nn.Conv2d)] for model in (own, other)]
+        for mine, theirs in zip(*convolutions, strict=True):
+            assert (mine.stride, mine.padding) == (theirs.stride, theirs.padding)
+
+
+def test_conv6_is_the_network_of_table_1() -> None:
+    model = build({**section("conv6"), "width": 0.25}, (3, 32, 32), 10)
+    convolutions = [m for m in model if isinstance(m, nn.Conv2d)]
+    assert [m.out_channels for m in convolutions] == [16, 16, 32, 32, 64, 64]
+    assert [tuple(m.weight.shape) for m in model if isinstance(m, nn.Linear)] == [(64, 1024), (64, 64), (10, 64)]
+    x = torch.randn(2, 3, 32, 32)
+    by_hand = x
+    for index, layer in enumerate(convolutions):
+        by_hand = F.conv2d(by_hand, layer.weight, layer.bias, padding=1).relu()
+        by_hand = F.max_pool2d(by_hand, 2) if index % 2 else by_hand
+    by_hand = by_hand.flatten(1)
+    linear = [m for m in model if isinstance(m, nn.Linear)]
+    for layer in linear[:2]:
+        by_hand = F.linear(by_hand, layer.weight, layer.bias).relu()
+    assert torch.allclose(model(x), F.linear(by_hand, linear[2].weight, linear[2].bias), atol=1e-5)
+    assert not any(p.any() for name, p in model.named_parameters() if name.endswith("bias"))
+
+
+@pytest.mark.parametrize("name", ["conv6", "resnet18_cifar", "resnet50"])
+def test_kaiming_uniform_is_that_of_fan_in(name: str) -> None:
+    torch.manual_seed(0)
+    model = build({**section(name), "init": "kaiming_uniform"}, (3, 32, 32), 10)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = math.sqrt(6 / module.weight[0].numel())
+            assert 0.95 * bound < float(module.weight.detach().abs().max()) <= bound
+            assert float(module.weight.detach().double().var()) == pytest.approx(bound**2 / 3, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("conv6", {"width": 0.01}, "a width of 0.01 leaves no channel"),
+        ("conv6", {"init": "zeros"}, "init is 'kaiming_normal' or 'kaiming_uniform', not 'zeros'"),
+        ("resnet18", {"depth": 20}, "depth is 18, 34, 50, 101, not 20"),
+        ("resnet18", {"bottleneck": 128}, "a ResNet-18 has no bottlenecks; leave bottleneck at 64"),
+        ("resnet18", {"stem": "mnist"}, "stem is 'imagenet' or 'cifar', not 'mnist'"),
+        ("resnet50", {"width": 0.001}, "leaves no channel of 64"),
+    ],
+)
+def test_these_networks_reject_what_makes_no_sense(name: str, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build({**section(name), **wrong}, (3, 32, 32), 10)
