@@ -109,7 +109,9 @@ class Weights:
 
 
 def count(model: nn.Module, in_shape: tuple[int, ...]) -> Account:
-    """One forward pass of zeros (1, *in_shape), or of the model's own `example`, in inference mode, on the model's device ("meta" included).
+    """One forward pass of zeros (1, *in_shape), in inference mode, on the model's device ("meta" included).
+
+    A model with an `example(in_shape, device)` of its own, since it takes no images, gets that in their place.
 
     The model is left as it was: training flags, hooks and buffers. What `forward` cannot process it raises itself.
     """

@@ -65,7 +65,8 @@ def lstm(
     """Token sequences (N, length) of ids, padded with `data.padding.PAD` at their ends -> logits (N, num_classes).
 
     `in_shape`: (number of different ids, length). What the classifier sees is as if sequences were packed, so that
-    padding is never read: the last layer's last hidden states. Two classes have one output z and a sigmoid: the logits are 0 and z.
+    padding is never read: the last layer's last hidden states. Two classes have one output z and a sigmoid: the logits
+    are 0 and z.
     `dropout` acts on embeddings and on what the classifier sees, and between layers (Trevett's notebook, from which the
     paper's experiment comes). All initial values are PyTorch's default; the padding's embedding stays 0. Layers:
     "embedding", "lstm", "fc". ValueError for a value out of range.
