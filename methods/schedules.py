@@ -87,13 +87,15 @@ class LearningRate:
     def at(self, position: float) -> float:
         """`position`: finished epochs, a float in [0, epochs)."""
         base = self.base.at(int(position) + 1)
-        if position >= self.epochs - self.final_epochs:
+        if self.final_epochs and position >= self.epochs - self.final_epochs:
             return self.final
         if self.warmup_by == "epoch" and int(position) < self.warmup_epochs:
-            share = min(1.0, (int(position) + 1) / self.warmup_epochs)
-            return self.warmup_from + (base - self.warmup_from) * share
-        if position < self.warmup_epochs:
-            return self.warmup_from + (base - self.warmup_from) * position / self.warmup_epochs
+            position = min(float(int(position) + 1), self.warmup_epochs)
+        elif position >= self.warmup_epochs:
+            return self._decayed(base, position)
+        return self.warmup_from + (base - self.warmup_from) * position / self.warmup_epochs
+
+    def _decayed(self, base: float, position: float) -> float:
         if self.decay == "step":
             return base * self.gamma ** sum(position >= milestone for milestone in self.milestones)
         if self.decay == "cosine":
