@@ -6,13 +6,17 @@ from typing import Annotated
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from data.padding import PAD
 
 
 class Recurrent(nn.Module):
-    """embedding -> dropout -> lstm -> last hidden state of each direction -> dropout -> fc."""
+    """embedding -> dropout -> lstm -> last hidden state of each direction -> dropout -> fc.
+
+    What comes before the end of a sequence does not see the padding after it, so that the last state is found there; a
+    second direction reads each sequence turned round by itself. Packed sequences give the same, but on CPUs at a cost
+    that grows with the square of the length, since the gradient of every step is as large as the batch.
+    """
 
     def __init__(
         self, tokens: int, outputs: int, embedding_dim: int, hidden_dim: int, layers: int, both: bool, dropout: float
@@ -38,18 +42,45 @@ class Recurrent(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         embedded = self.dropout(self.embedding(ids))
         lengths = (ids != PAD).sum(1).clamp(min=1)
-        if not self.lstm.bidirectional or ids.is_meta:
-            # What comes before the end of a sequence does not see its padding. Packing it would give the same, but on
-            # CPUs at a cost that grows with the square of the length: each step's gradient is one of the whole batch.
-            output, _ = self.lstm(embedded)
-            last = output.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, output.shape[2])).squeeze(1)
-        else:
-            packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
-            _, (hidden, _) = self.lstm(packed)
-            last = hidden[-2:].transpose(0, 1).flatten(1)
+        output = self._both(embedded, lengths) if self.lstm.bidirectional else self.lstm(embedded)[0]
+        last = output.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, output.shape[2])).squeeze(1)
         logits = self.fc(self.dropout(last))
         # A sigmoid of z is the softmax of (0, z), and so is its cross-entropy.
         return torch.cat([torch.zeros_like(logits), logits], 1) if self.fc.out_features == 1 else logits
+
+    def _both(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Outputs (n, length, 2 hidden) of both directions; those of the second as they lie when it reads backwards."""
+        net = self.lstm
+        place = torch.arange(x.shape[1], device=x.device)
+        mirrored = torch.where(place < lengths[:, None], lengths[:, None] - 1 - place, place)[:, :, None]
+        zero = x.new_zeros(1, x.shape[0], net.hidden_size)
+        forwards, backwards = x, x.gather(1, mirrored.expand_as(x))
+        for layer in range(net.num_layers):
+            if layer:
+                # Each direction reads both ones' outputs, in its own order.
+                turned = [o.gather(1, mirrored.expand_as(o)) for o in (forwards, backwards)]
+                both = torch.cat([forwards, turned[1]], 2), torch.cat([turned[0], backwards], 2)
+                drop = nn.functional.dropout(torch.ones_like(both[0]), net.dropout, self.training)
+                forwards = both[0] * drop
+                backwards = both[1] * drop.gather(1, mirrored.expand_as(drop))
+            forwards, backwards = (
+                torch._VF.lstm(  # type: ignore[attr-defined]
+                    read,
+                    (zero, zero),
+                    [
+                        getattr(net, f"{name}_l{layer}{end}")
+                        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+                    ],
+                    True,
+                    1,
+                    0.0,
+                    self.training,
+                    False,
+                    True,
+                )[0]
+                for read, end in ((forwards, ""), (backwards, "_reverse"))
+            )
+        return torch.cat([forwards, backwards], 2)
 
 
 def lstm(

@@ -189,6 +189,12 @@ def test_the_lstm_reads_no_padding_and_two_classes_are_a_sigmoid() -> None:
             assert torch.allclose(loss, nn.functional.binary_cross_entropy_with_logits(z, torch.ones(1)), atol=1e-6)
         assert model.fc.out_features == 1
         assert sum(p.numel() for p in model.lstm.parameters()) == (2 if both else 1) * 4 * 4 * (5 + 4 + 2)
+    deep: Any = lstm(
+        num_classes=2, in_shape=(20, 9), bidirectional=True, embedding_dim=5, hidden_dim=4, layers=2
+    ).eval()
+    packed = nn.utils.rnn.pack_padded_sequence(deep.embedding(ids), torch.tensor([4, 1, 9]), True, enforce_sorted=False)
+    _, (hidden, _) = deep.lstm(packed)
+    assert torch.allclose(deep(ids)[:, 1:], deep.fc(torch.cat([hidden[-2], hidden[-1]], 1)), atol=1e-6)
     assert lstm(num_classes=3, in_shape=(20, 9), bidirectional=False)(ids).shape == (3, 3)
     with pytest.raises(ValueError, match=r"an LSTM takes token sequences, not inputs of shape \(3, 8, 8\)"):
         lstm(num_classes=2, in_shape=(3, 8, 8), bidirectional=False)  # type: ignore[arg-type]
