@@ -136,8 +136,9 @@ def count(model: nn.Module, in_shape: tuple[int, ...]) -> Account:
     hooks += [module.register_forward_hook(norm) for module in norms]
     like = next(model.parameters())
     # Models of anything but images say what an input is.
-    if hasattr(model, "example"):
-        zeros = model.example(in_shape, like.device)
+    example: Any = getattr(model, "example", None)
+    if example is not None:
+        zeros = example(in_shape, like.device)
     else:
         zeros = torch.zeros(1, *in_shape, dtype=like.dtype, device=like.device)
     try:

@@ -64,7 +64,7 @@ class Recurrent(nn.Module):
                 forwards = both[0] * drop
                 backwards = both[1] * drop.gather(1, mirrored.expand_as(drop))
             forwards, backwards = (
-                torch._VF.lstm(  # type: ignore[attr-defined]
+                torch._VF.lstm(
                     read,
                     (zero, zero),
                     [

@@ -77,7 +77,10 @@ def test_option_computes_and_every_parameter_gets_a_gradient(name: str) -> None:
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("wrn_28_4", "wrn_28_8", "wrn_28_10")])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in NAMES if name not in ("wrn_28_4", "wrn_28_8", "wrn_28_10", "resnet101", "wide_resnet50_2")],
+)
 def test_option_depends_on_the_seed_alone(name: str) -> None:
     def first_weights(seed: int) -> list[nn.Parameter]:
         torch.manual_seed(seed)
@@ -691,7 +694,7 @@ def test_kaiming_uniform_is_that_of_fan_in(name: str) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             bound = math.sqrt(6 / module.weight[0].numel())
-            assert 0.95 * bound < float(module.weight.detach().abs().max()) <= bound
+            assert 0.95 * bound < float(module.weight.detach().abs().max()) <= 1.0001 * bound
             assert float(module.weight.detach().double().var()) == pytest.approx(bound**2 / 3, rel=0.2)
 
 
