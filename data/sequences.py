@@ -12,6 +12,8 @@ from data.base import Dataset
 from data.images import content_digest, proportional_part
 from data.padding import PAD, UNKNOWN
 
+LONG = 256  # tokens; a batch of longer sequences than these has fewer of them
+
 
 @dataclass
 class Sequences:
@@ -105,13 +107,27 @@ class Texts(Dataset):
         return self.train.padded(indices.to(self.train.ends.device), self.max_length, self.words)
 
     def test_batches(self, size: int, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test set, every sequence once; sorted by length, so that little is padded."""
+        """The test set, every sequence once; sorted by length, so that little is padded, and fewer of long ones."""
         return self._batches(self.test, size, rank, ranks)
 
     def validation_batches(self, size: int, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         return self._batches(self.validation, size, rank, ranks)
 
     def _batches(self, part: Sequences, size: int, rank: int, ranks: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = (part.ends - part.starts).argsort(stable=True)
-        for start in range(rank * size, len(order), ranks * size):
-            yield part.padded(order[start : start + size], self.max_length, self.words)
+        for at in self._cut(part, size)[rank::ranks]:
+            yield part.padded(at, self.max_length, self.words)
+
+    def _cut(self, part: Sequences, size: int) -> list[Tensor]:
+        """The positions in `part` of batches of `size`; fewer of long sequences, so that memory is bounded."""
+        lengths = part.ends - part.starts
+        if self.max_length is not None:
+            lengths = lengths.clamp(max=self.max_length)
+        order = lengths.argsort(stable=True)
+        ascending = lengths[order].tolist()
+        batches, start = [], 0
+        while start < len(order):
+            longest = max(1, ascending[min(start + size, len(order)) - 1])
+            count = max(1, min(size, size * LONG // longest))
+            batches.append(order[start : start + count])
+            start += count
+        return batches

@@ -137,6 +137,16 @@ def test_every_test_review_comes_once_and_ranks_share_the_batches(tmp_path: Path
     assert sum(len(y) for _, y in data.validation_batches(2)) == 3
 
 
+def test_batches_of_long_sequences_are_smaller() -> None:
+    lengths = torch.tensor([2000, 3, 256, 512, 300, 1])
+    part = Sequences(torch.full((int(lengths.sum()),), 5, dtype=torch.int32), lengths.cumsum(0), torch.arange(6))
+    nothing = Sequences(torch.empty(0, dtype=torch.int32), torch.empty(0).long(), torch.empty(0).long())
+    data = Texts(part, nothing, part, num_classes=6, words=10)
+    batches = [labels.tolist() for _, labels in data.test_batches(2)]
+    assert batches == [[5, 1], [2], [4], [3], [0]]  # two of at most 256 tokens, else as many tokens as those
+    assert [labels.tolist() for _, labels in data.test_batches(2, 1, 2)] == [[2], [3]]
+
+
 def test_a_subset_is_of_what_is_not_held_out(tmp_path: Path) -> None:
     write(tmp_path, "folder")
     whole, part = (imdb(root=str(tmp_path), **MINI, train_subset=n) for n in (None, 4))
