@@ -18,7 +18,8 @@ Batch = tuple[Any, ...]  # what a task of the dataset's kind makes a loss of
 class Dataset(ABC):
     """Training samples by index, the test set in order.
 
-    `num_classes`: outputs of a model; `in_shape`: the shape of one input, (channels, height, width) of an image.
+    `num_classes`: outputs of a model; `in_shape`: the shape of one input, (channels, height, width) of an image, of a
+    classified text (number of different ids, most tokens).
     `batch_size`: the only one that batches may have, of a dataset that is read on from batch to batch.
     """
 
@@ -26,7 +27,8 @@ class Dataset(ABC):
     in_shape: tuple[int, ...]
     batch_size: int | None = None
 
-    #: Names of further labelled samples, evaluated at every epoch's end: metrics NAME_accuracy and so on.
+    #: Further labelled samples, evaluated at every epoch's end. A name is what its metrics' names begin with:
+    #: "validation/", the samples that are held out from training, gives validation/accuracy and so on.
     probes: tuple[str, ...] = ()
 
     @property

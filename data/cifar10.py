@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from data.augment import PadMode, augmentation
+from data.augment import Crop, PadMode, augmentation
 from data.base import fetch_command
 from data.cifar_archive import SHAPE, TEST_SIZE, TRAIN_SIZE, read_official
 from data.image_folder import read_images
@@ -25,6 +25,8 @@ def cifar10(
     pad: Pad = 4,
     pad_mode: PadMode = "reflect",
     flip: bool = True,
+    crop: Crop = "padded",
+    validation: Annotated[int, "0 <= x"] = 0,
     train_subset: Count | None = None,
     corrupted_labels: Annotated[int, "0 <= x"] = 0,
     corruption_seed: Annotated[int, "0 <= x"] = 0,
@@ -42,7 +44,8 @@ def cifar10(
         num_classes=len(CLASSES),
         mean=mean,
         std=std,
-        augment=augmentation(pad, pad_mode, flip),
+        augment=augmentation(pad, pad_mode, flip, crop),
+        validation=validation,
         train_subset=train_subset,
         digest=digest,
         corrupted_labels=corrupted_labels,
@@ -59,6 +62,8 @@ def cifar10_jpeg(
     pad: Pad = 4,
     pad_mode: PadMode = "reflect",
     flip: bool = True,
+    crop: Crop = "padded",
+    validation: Annotated[int, "0 <= x"] = 0,
     train_subset: Count | None = None,
     corrupted_labels: Annotated[int, "0 <= x"] = 0,
     corruption_seed: Annotated[int, "0 <= x"] = 0,
@@ -83,7 +88,8 @@ def cifar10_jpeg(
         num_classes=len(CLASSES),
         mean=mean,
         std=std,
-        augment=augmentation(pad, pad_mode, flip),
+        augment=augmentation(pad, pad_mode, flip, crop),
+        validation=validation,
         train_subset=train_subset,
         digest=digest,
         corrupted_labels=corrupted_labels,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from methods.allocation import PRUNABLE, kept_of, prunable_weights
+from methods.allocation import kept_of, prunable_weights
 from methods.base import Context, Masked, Method, Sparsity
 from methods.masks import Masks, reset_momentum
 from methods.passes import Passes, count, within
@@ -125,8 +125,9 @@ class ACDC(Phases, Masked):
 
     def _add_embeddings(self, model: nn.Module) -> None:
         """Embeddings join the prunable weights; a weight that two layers share counts once, as an embedding's."""
-        found = prunable_weights(model, self.keep_dense, (*PRUNABLE, nn.Embedding))
-        tables = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Embedding)}
+        layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Embedding)]
+        found = prunable_weights(model, self.keep_dense, also=layers)
+        tables = {f"{name}.weight" for name in layers}
         shared = {id(weight) for name, weight in found.items() if name in tables}
         self.weights = {n: w for n, w in found.items() if n in tables or id(w) not in shared}
         self.embeddings = [name in tables for name in self.weights]

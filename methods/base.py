@@ -78,8 +78,12 @@ class Method:
 
     def setup(self, model: nn.Module) -> nn.Module:
         """Before the optimizer is made: find the weights; surgery, new parameters, freezing."""
-        self.weights = prunable_weights(model, self.keep_dense)
+        self.weights = self.find(model)
         return model
+
+    def find(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Name -> weight of what this method may prune."""
+        return prunable_weights(model, self.keep_dense)
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Parameter groups of the optimizer."""

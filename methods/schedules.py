@@ -70,7 +70,8 @@ class LearningRate:
     """The learning rate at a step: a base (number or epoch ranges), decayed, with a linear warm-up before it.
 
     `changes`: "step", or "epoch" for a rate that is the same throughout an epoch: that of its first step, and in the
-    warm-up that of its end, so that the first epoch does not stand still.
+    warm-up that of its end, so that the first epoch does not stand still. The last `final_epochs` have the rate
+    `final`, and a cosine ends where they begin.
     """
 
     base: EpochRanges
@@ -81,6 +82,8 @@ class LearningRate:
     end: float = 0.0
     warmup_epochs: float = 0.0
     warmup_from: float = 0.0
+    final_epochs: float = 0.0
+    final: float = 0.0
     from_epoch: float = 0.0
     changes: str = "step"
 
@@ -93,10 +96,12 @@ class LearningRate:
         if position < self.warmup_epochs:
             done = position if self.changes == "step" else min(position + 1, self.warmup_epochs)
             return self.warmup_from + (base - self.warmup_from) * done / self.warmup_epochs
+        if self.final_epochs and position >= self.epochs - self.final_epochs:
+            return self.final
         if self.decay == "step":
             return base * self.gamma ** sum(position >= milestone for milestone in self.milestones)
         if self.decay == "cosine":
-            progress = (position - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
+            progress = (position - self.warmup_epochs) / (self.epochs - self.warmup_epochs - self.final_epochs)
             return self.end + (base - self.end) * 0.5 * (1 + math.cos(math.pi * progress))
         return base
 
@@ -112,6 +117,8 @@ def learning_rate(schedule: Mapping[str, Any]) -> LearningRate:
         end=schedule["lr_end"],
         warmup_epochs=schedule["warmup_epochs"],
         warmup_from=schedule["warmup_from"],
+        final_epochs=schedule.get("final_epochs", 0.0),
+        final=schedule.get("final_lr", 0.0),
         from_epoch=schedule.get("lr_from_epoch", 0.0),
         changes=schedule.get("lr_changes", "step"),
     )
@@ -141,6 +148,18 @@ def difference(whole: Any, part: Any) -> Any:
     """`whole` - `part`, for conf/: the epochs before the last phase, say. What is no number is left to others."""
     numbers = all(isinstance(value, int | float) for value in (whole, part))
     return whole - part if numbers else whole
+
+
+def imp_parent(sparsity: float, rounds: int) -> list[str]:
+    """The overrides of the run that the last of `rounds` equal rounds of magnitude pruning starts from.
+
+    Every round keeps the share (1 - `sparsity`)^(1 / rounds) (conf/method/imp.yaml). The first one's parent is dense.
+    """
+    numbers = isinstance(sparsity, int | float) and isinstance(rounds, int)
+    if not numbers or not 0 < sparsity < 1 or rounds < 2:  # what is impossible the method will say
+        return ["method=dense"]
+    before = 1 - (1 - sparsity) ** ((rounds - 1) / rounds)
+    return ["method=imp", f"method.sparsity={before:.12g}", f"method.rounds={rounds - 1}"]
 
 
 def step_of(epochs: float, steps_per_epoch: int) -> int:

@@ -127,7 +127,7 @@ class TransformerXL(nn.Module):
         whole = inputs if memory is None else torch.cat([memory, inputs], dim=2)
         return whole[:, :, max(whole.shape[2] - limit, 0) :].clone()
 
-    def blank(self, in_shape: Sequence[int]) -> tuple[Tensor, None, Tensor]:
+    def example(self, in_shape: Sequence[int]) -> tuple[Tensor, None, Tensor]:
         """Arguments of `forward` for counting operations: one segment, every word's probability, a full memory."""
         like = self.content_bias
         words = torch.zeros(1, in_shape[0], dtype=torch.int64, device=like.device)

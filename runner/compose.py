@@ -167,8 +167,9 @@ def _compose(overrides: tuple[str, ...]) -> Composition:
 def _finish(config: Config, overrides: Sequence[str]) -> Config:
     """Apply the profile, embed the parent of a stage, and check what needs no class to be checked."""
     profile = config["profile"]
-    if profile["train_subset"] is not None and "train_subset" in config["dataset"]:
-        config["dataset"]["train_subset"] = profile["train_subset"]
+    for name in ("train_subset", "max_length"):
+        if profile[name] is not None and name in config["dataset"]:
+            config["dataset"][name] = profile[name]
     for name in ("precision", "memory_format"):
         if profile[name] is not None and not any(text.startswith(f"{name}=") for text in overrides):
             config[name] = profile[name]

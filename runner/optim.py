@@ -32,6 +32,8 @@ class Schedule:
     lr_end: Annotated[float, "0 <= x"] = 0.0
     warmup_epochs: Epochs = 0.0
     warmup_from: Annotated[float, "0 <= x"] = 0.0
+    final_epochs: Epochs = 0.0
+    final_lr: Annotated[float, "0 <= x"] = 0.0
     lr_from_epoch: Epochs = 0.0
     extend: Annotated[float, "0 < x"] = 1.0
     lr_changes: Literal["step", "epoch"] = "step"
@@ -54,6 +56,11 @@ class Schedule:
             raise Misuse(
                 f"schedule.lr ends at epoch {ranges.last_epoch}, but the run's learning rates are those of epochs "
                 f"{self.lr_from_epoch:g} to {self.lr_from_epoch + self.epochs:g}; extend its last range."
+            )
+        if self.final_epochs and self.warmup_epochs + self.final_epochs >= self.epochs:
+            raise Misuse(
+                f"schedule.final_epochs = {self.final_epochs:g} and the {self.warmup_epochs:g} epochs of warm-up leave "
+                f"nothing of schedule.epochs = {self.epochs}."
             )
         check(self.optimizer, "schedule.optimizer", ("params", "lr", "weight_decay"))
 

@@ -166,7 +166,7 @@ class Trainer:
             with unpruned:
                 line |= {f"unpruned/{name}": value for name, value in self.evaluate().items()}
         for probe in e.data.probes:
-            line |= {f"{probe}_{name}": value for name, value in self.evaluate(probe).items()}
+            line |= {f"{probe}{name}": value for name, value in self.evaluate(probe).items()}
         counts = self.layers()
         densities = self.densities(counts)
         line |= {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in densities.items()}

@@ -19,7 +19,7 @@ from torch import Tensor
 from data.order import derive
 from methods.allocation import kept_of
 from methods.base import Method
-from methods.lottery import Lottery
+from methods.lottery import Ticket
 from methods.masks import digest
 from runner import checkpoint
 from runner.compose import CONF, compose, names
@@ -54,6 +54,8 @@ BUSY: dict[str, list[str]] = {
     "dpf_structured": ["method.period=2", "method.end_epoch=1.5"],
     "sfp": ["method.end_epoch=2"],
     "sm": [],
+    "edge_popup": ["method.pruned=0.6", "method.rounding=nearest"],
+    "iterand": ["method.pruned=0.6", "method.rounding=nearest", "method.period=3", "method.rate=0.5"],
     "quantised": ["method.bits=3"],
     # Eight steps like all others; what a budget of FLOPs does is tests/test_ledger.py's.
     "lottery_flops": ["schedule.budget=epochs"],
@@ -103,7 +105,7 @@ def trainer(config: dict[str, Any], path: Path, stop: Callable[[], bool] = lambd
 
 def with_parent(t: Trainer) -> Trainer:
     """The trainer; of a method that cannot do without a parent, after one that is dense and has learnt nothing."""
-    if isinstance(t.e.method, Lottery):
+    if isinstance(t.e.method, Ticket):
         t.adopted = {}, t.e.method.effective()
     return t
 
@@ -115,6 +117,8 @@ def kept_at_the_end(t: Trainer, config: dict[str, Any]) -> int:
         pairs = zip(t.e.method.dense, limits * (len(t.e.method.dense) // len(limits)), strict=True)  # type: ignore[attr-defined]
         return sum(int((w.abs() > torch.tensor(d, dtype=w.dtype)).sum()) for w, d in pairs)
     shapes = [tuple(weight.shape) for weight in t.e.method.effective().values()]
+    if (pruned := config["method"].get("pruned")) is not None:  # a share of every layer
+        return sum(kept_of(math.prod(shape), pruned) for shape in shapes)
     sparsity, name = config["method"].get("sparsity", 0.0), config["method"]["name"]
     if name in UNMASKED:
         sparsity = 0.0
@@ -188,7 +192,8 @@ def test_masks_are_exact_and_weights_zero_outside_after_every_step(method: str, 
     assert whole == total and kept == kept_at_the_end(t, config)
     if method in ("static", "set", "deepr", "rigl", "topkast", "topkast_powerprop"):
         assert all(counts == seen[0] for counts in seen)
-    if method in ("dsr", "sm", "oneshot", "lottery", "lottery_flops", "retrain_mask", "retrain_mask_flops", "snip"):
+    exact = ("dsr", "sm", "oneshot", "lottery", "lottery_flops", "imp", "retrain_mask", "retrain_mask_flops", "snip")
+    if method in (*exact, "edge_popup", "iterand"):
         assert {sum(counts) for counts in seen} == {kept}
     if method == "acdc":  # an epoch of each
         assert [sum(counts) for counts in seen] == [total] * 4 + [kept] * 4

@@ -71,9 +71,9 @@ def test_too_many_are_refused() -> None:
 def test_probes_hold_the_corrupted_samples_as_they_are() -> None:
     """Without augmentation, in order; shared out to ranks like the test set."""
     data = images(corrupted_labels=50, augment=lambda batch, rng: batch.flip(3))
-    assert data.probes == ("train/corrupted_true", "train/corrupted_false")
+    assert data.probes == ("train/corrupted_true_", "train/corrupted_false_")
     assert images().probes == ()
-    for name, labels in (("train/corrupted_true", data.true), ("train/corrupted_false", data.train[1][data.where])):
+    for name, labels in (("train/corrupted_true_", data.true), ("train/corrupted_false_", data.train[1][data.where])):
         inputs, found = zip(*data.probe_batches(name, 20), strict=True)
         assert [len(batch) for batch in found] == [20, 20, 10]
         assert torch.equal(torch.cat(found), labels)

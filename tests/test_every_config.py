@@ -50,6 +50,9 @@ def small(config: dict[str, Any], root: Path) -> dict[str, Any]:
     dataset = config["dataset"]
     if "train_tokens" in dataset:  # a text: the model as it is would take minutes
         return small_text(config, root)
+    if dataset["name"] == "imdb":
+        noise = compose(["dataset=synthetic_texts", "dataset.train_size=4", "dataset.test_size=2"])["dataset"]
+        return {**config, "dataset": noise, "start": None, "schedule": {**config["schedule"], "batch_size": 2}}
     noise = compose(["dataset=synthetic", "dataset.train_size=4", "dataset.test_size=2"])["dataset"]
     classes = {"mnist": 10, "digits": 10, "cifar10": 10, "cifar10_jpeg": 10, "cifar100": 100}.get(
         dataset["name"], dataset.get("num_classes")

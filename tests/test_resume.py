@@ -79,6 +79,9 @@ def parents(method: str) -> list[str]:
     if method.startswith("lottery"):
         first = f"'method=lottery','method.sparsity=0.2',{LEARNS},\"start.parent={PARENT}\""
         return ["method.sparsity=0.36", f"start.parent=[{first}]"]
+    if method == "imp":
+        first = f"'method=imp','method.sparsity=0.2','method.rounds=1',{LEARNS},\"start.parent={PARENT}\""
+        return ["method.sparsity=0.36", "method.rounds=2", f"start.parent=[{first}]"]
     if compose([f"method={method}"])["start"] is None:
         return []
     mild = f"method.sparsity={0.1 if 'structured' in method else 0.3}"  # a parent that is no better than chance is none
