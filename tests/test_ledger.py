@@ -210,7 +210,7 @@ def test_a_model_that_cannot_be_counted_trains_without(
 
 @pytest.mark.parametrize("name", [name for name in names("model") if name not in ("timm", "torchvision")])
 def test_every_model_is_counted(name: str) -> None:
-    in_shape = (1, 28, 28) if name.startswith("lenet") else (3, 32, 32)
+    in_shape = {"lenet_300_100": (1, 28, 28), "lstm": (12, 7), "bilstm": (12, 7)}.get(name, (3, 32, 32))
     with torch.device("meta"):
         model = build(section(name), in_shape, 10)
     found = Ledger.of(model, in_shape).dense

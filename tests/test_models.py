@@ -528,7 +528,7 @@ def test_resnet50_of_the_official_codes_of_str_and_lats() -> None:
     plain: Any = resnet50(num_classes=100, in_shape=(3, 32, 32), classifier="convolution")
     assert plain.fc.weight.std().item() == pytest.approx(math.sqrt(2 / 100), rel=0.05)  # fan-out
     uniform: Any = resnet50(num_classes=100, in_shape=(3, 32, 32), init="kaiming_uniform", classifier="convolution")
-    assert uniform.fc.bias is None and float(uniform.fc.weight.abs().max()) <= math.sqrt(6 / 2048) * 1.0001
+    assert uniform.fc.bias is None and float(uniform.fc.weight.detach().abs().max()) <= math.sqrt(6 / 2048) * 1.0001
 
 
 def test_resnet50_options() -> None:
