@@ -1,4 +1,4 @@
-"""Decoded images in this user's cache folder, so that archives and image files are unpacked once. Torch when needed."""
+"""Decoded data in this user's cache folder, so that archives and files are unpacked once. Torch when needed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     Part = tuple[Tensor, Tensor]  # images, uint8 of shape (n, channels, height, width); labels, int64 of shape (n,)
     Parts = tuple[Part, Part]  # training, test
+
+# The tensors of a part: images and labels, or tokens, the ends of their sequences and labels.
+Tensors = TypeVar("Tensors", bound="tuple[Tensor, ...]")
 
 SCHEMA = 1
 
@@ -33,7 +36,7 @@ def folder() -> Path | None:
         return None
 
 
-def decoded(source: Path, fingerprint: str, read: Callable[[], Parts]) -> Parts:
+def decoded(source: Path, fingerprint: str, read: Callable[[], tuple[Tensors, Tensors]]) -> tuple[Tensors, Tensors]:
     """What `read()` gives: from the cache where it holds that of `source` with this `fingerprint`, else made and kept.
 
     A source has one file, images-<digest of its path>.pt, which is replaced when the fingerprint changes. It is
@@ -51,7 +54,7 @@ def decoded(source: Path, fingerprint: str, read: Callable[[], Parts]) -> Parts:
     return found
 
 
-def _load(path: Path, fingerprint: str) -> Parts | None:
+def _load(path: Path, fingerprint: str) -> Any:
     import torch
 
     from data.images import content_digest
@@ -71,7 +74,7 @@ def _load(path: Path, fingerprint: str) -> Parts | None:
     return tuple(train), tuple(test)
 
 
-def _store(path: Path, fingerprint: str, parts: Parts) -> None:
+def _store(path: Path, fingerprint: str, parts: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]) -> None:
     import torch
 
     from data.images import content_digest

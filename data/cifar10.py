@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from data.augment import PadMode, augmentation
+from data.augment import Crop, PadMode, augmentation
 from data.base import fetch_command
 from data.cifar_archive import SHAPE, TEST_SIZE, TRAIN_SIZE, read_official
 from data.image_folder import read_images
@@ -25,7 +25,11 @@ def cifar10(
     pad: Pad = 4,
     pad_mode: PadMode = "reflect",
     flip: bool = True,
+    crop: Crop = "padded",
+    validation: Annotated[int, "0 <= x"] = 0,
     train_subset: Count | None = None,
+    corrupted_labels: Annotated[int, "0 <= x"] = 0,
+    corruption_seed: Annotated[int, "0 <= x"] = 0,
 ) -> Images:
     """The exact 50,000 training and 10,000 test images of shape (3, 32, 32), 10 classes.
 
@@ -40,9 +44,12 @@ def cifar10(
         num_classes=len(CLASSES),
         mean=mean,
         std=std,
-        augment=augmentation(pad, pad_mode, flip),
+        augment=augmentation(pad, pad_mode, flip, crop),
+        validation=validation,
         train_subset=train_subset,
         digest=digest,
+        corrupted_labels=corrupted_labels,
+        corruption_seed=corruption_seed,
     )
 
 
@@ -55,7 +62,11 @@ def cifar10_jpeg(
     pad: Pad = 4,
     pad_mode: PadMode = "reflect",
     flip: bool = True,
+    crop: Crop = "padded",
+    validation: Annotated[int, "0 <= x"] = 0,
     train_subset: Count | None = None,
+    corrupted_labels: Annotated[int, "0 <= x"] = 0,
+    corruption_seed: Annotated[int, "0 <= x"] = 0,
 ) -> Images:
     """JPEG copies of the 60,000 images: the same classes and split as `cifar10`, other pixels.
 
@@ -77,7 +88,10 @@ def cifar10_jpeg(
         num_classes=len(CLASSES),
         mean=mean,
         std=std,
-        augment=augmentation(pad, pad_mode, flip),
+        augment=augmentation(pad, pad_mode, flip, crop),
+        validation=validation,
         train_subset=train_subset,
         digest=digest,
+        corrupted_labels=corrupted_labels,
+        corruption_seed=corruption_seed,
     )

@@ -21,6 +21,8 @@ def cifar100(
     pad_mode: PadMode = "zero",
     flip: bool = True,
     train_subset: Annotated[int, "1 <= x"] | None = None,
+    corrupted_labels: Annotated[int, "0 <= x"] = 0,
+    corruption_seed: Annotated[int, "0 <= x"] = 0,
 ) -> Images:
     """The exact 50,000 training and 10,000 test images of shape (3, 32, 32), 100 classes.
 
@@ -38,4 +40,6 @@ def cifar100(
         augment=augmentation(pad, pad_mode, flip),
         train_subset=train_subset,
         digest=digest,
+        corrupted_labels=corrupted_labels,
+        corruption_seed=corruption_seed,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -17,8 +19,16 @@ from methods.passes import DENSE, Passes, count, within
 Sparsity = Annotated[float, "0 <= x < 1"]
 
 
+def _no_schedule(step: float) -> float:
+    raise ValueError("the learning rate of other steps is asked for, but there is no schedule here")
+
+
 def _no_data(batches: int) -> dict[str, Tensor]:
     raise ValueError("gradients over training batches are asked for, but there are none here")
+
+
+def _no_samples(samples: int, batch: int) -> Iterator[dict[str, Tensor]]:
+    raise ValueError("gradients over training samples are asked for, but there are none here")
 
 
 @dataclass
@@ -28,7 +38,10 @@ class Context:
     `step` counts finished optimizer steps when a step begins (0 at the first) and keeps that value until it has ended;
     `epoch` is the current epoch, from 1. `rng` is a CPU generator that is identical on every rank. `mean_grads(n)` is
     the mean gradient of the loss over n training batches at the weights as they are, by parameter name, the same on
-    every rank; it leaves no trace in the run.
+    every rank; it leaves no trace in the run. `grad_samples(n, batch)` gives n such gradients one by one, each the mean
+    over `batch` training samples, the same ones whenever it is asked in the same step. `scratch`: the bytes that a
+    method's measurements may take at a time. `learning_rate(t)` is the schedule's rate after t finished steps, a
+    float in [0, total_steps); `lr` is that of the present step.
     """
 
     optimizer: torch.optim.Optimizer
@@ -39,6 +52,9 @@ class Context:
     epoch: int = 1
     lr: float = 0.0
     mean_grads: Callable[[int], dict[str, Tensor]] = _no_data
+    grad_samples: Callable[[int, int], Iterator[dict[str, Tensor]]] = _no_samples
+    scratch: float = math.inf
+    learning_rate: Callable[[float], float] = _no_schedule
 
 
 @dataclass(kw_only=True)
@@ -54,13 +70,20 @@ class Method:
     #: The hyperparameter that calibration turns, of a method that cannot be told its sparsity.
     knob: ClassVar[Knob | None] = None
 
+    #: The names that `keeps` may give: checkpoints, beside the last one, that a stage may start from.
+    kept: ClassVar[tuple[str, ...]] = ()
+
     def check(self, epochs: float) -> None:
         """Raise ValueError when the hyperparameters do not fit a run of that many epochs. Runs before anything else."""
 
     def setup(self, model: nn.Module) -> nn.Module:
         """Before the optimizer is made: find the weights; surgery, new parameters, freezing."""
-        self.weights = prunable_weights(model, self.keep_dense)
+        self.weights = self.find(model)
         return model
+
+    def find(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Name -> weight of what this method may prune."""
+        return prunable_weights(model, self.keep_dense)
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Parameter groups of the optimizer."""
@@ -85,6 +108,12 @@ class Method:
 
     def after_step(self, ctx: Context) -> None:
         """After the optimizer step."""
+
+    def keeps(self) -> str | None:
+        """At an epoch's end: the name under which its weights are kept if no epoch of that name had a better test
+        metric, or None.
+        """
+        return None
 
     def masks(self) -> dict[str, Tensor]:
         """Name -> boolean mask: the enforced support. A weight that is not listed is dense."""
@@ -121,6 +150,14 @@ class Method:
 
     def distance(self) -> float | None:
         """||w - C(w)||^2 / ||w||^2 where weights w are trained and C(w) computes; None where they are the same."""
+        return None
+
+    def diagnostics(self) -> dict[str, float]:
+        """At an epoch's end: what recorders may show of the method's inner life, by the name of the metric."""
+        return {}
+
+    def unpruned(self) -> AbstractContextManager[None] | None:
+        """Within it the model computes in inference with all the weights that it has; None where it always does."""
         return None
 
     def passes(self, layers: Mapping[str, Mapping[str, Any]]) -> Passes:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from methods.allocation import allocate, kept_of
 from methods.base import Context, Masked, Sparsity
@@ -31,6 +32,9 @@ class GMP(Masked):
     allocation: Ranking = "uniform"
     layer_floor: Annotated[int, "0 <= x"] = 0
 
+    #: The first i that prunes.
+    first: ClassVar[int] = 1
+
     def check(self, epochs: float) -> None:
         if self.start_epoch + self.iterations * self.every_epochs > epochs:
             raise ValueError(
@@ -48,21 +52,29 @@ class GMP(Masked):
         return model
 
     def after_step(self, ctx: Context) -> None:
+        if (sparsity := self.due(ctx)) is not None:
+            self.prune(sparsity)
+        self.mask.project()
+
+    def due(self, ctx: Context) -> float | None:
+        """The sparsity that a pruning after this step reaches; None where no pruning is due."""
         # What falls before the first step follows it: a ramp shorter than a step (a profile's) prunes too.
         done = [
             i
-            for i in range(1, self.iterations + 1)
+            for i in range(self.first, self.iterations + 1)
             if max(1, step_of(self.start_epoch + i * self.every_epochs, ctx.steps_per_epoch)) == ctx.step + 1
         ]
-        if done:
-            self.prune(cubic(self.initial_sparsity, self.sparsity, max(done) / self.iterations))
-        self.mask.project()
+        return cubic(self.initial_sparsity, self.sparsity, max(done) / self.iterations) if done else None
 
-    @torch.no_grad()
     def prune(self, sparsity: float) -> None:
         """Keep the largest kept weights at `sparsity`."""
+        self.keep([w.detach().abs().view(-1) for w in self.mask.weights], sparsity)
+
+    @torch.no_grad()
+    def keep(self, scores: Sequence[Tensor], sparsity: float) -> None:
+        """Keep the weights of largest scores (flat, none negative) at `sparsity`, of those that are kept."""
         kept = [self.mask.kept(i) for i in range(len(self.mask.weights))]
-        scores = [w.detach().abs().view(-1).masked_fill(~k, -1) for w, k in zip(self.mask.weights, kept, strict=True)]
+        scores = [s.masked_fill(~k, -1) for s, k in zip(scores, kept, strict=True)]
         if self.allocation == "global":
             masks = top_over_all(scores, kept_of(sum(s.numel() for s in scores), sparsity))
         else:

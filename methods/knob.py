@@ -10,7 +10,8 @@ from typing import Literal
 class Knob:
     """`option` of the method's section, searched in [low, high] from `guess` on.
 
-    `increasing`: a larger value makes more weights zero.
+    `increasing`: a larger value makes more weights zero. A log scale is that of the magnitude; the range lies on one
+    side of 0.
     """
 
     option: str
@@ -21,5 +22,5 @@ class Knob:
     increasing: bool = True
 
     def __post_init__(self) -> None:
-        if not self.low <= self.guess <= self.high or (self.scale == "log" and self.low <= 0):
+        if not self.low <= self.guess <= self.high or (self.scale == "log" and self.low <= 0 <= self.high):
             raise ValueError(f"the knob {self.option} starts at {self.guess} in [{self.low}, {self.high}]")

@@ -1,4 +1,4 @@
-"""Lottery tickets by iterative magnitude pruning (Frankle & Carbin 2019): one round of it."""
+"""Lottery tickets by iterative magnitude pruning (Frankle & Carbin 2019): one round of it, and how many there are."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from methods.ranking import top_over_all, top_per_layer
 
 
 @dataclass(kw_only=True)
-class Lottery(Masked):
+class Ticket(Masked):
     """Training from the initial weights, within the mask of the largest weights that the parent trained.
 
-    Frankle & Carbin 2019, iterative pruning with resetting: a chain of stages of which each trains to its end. The
-    first one's parent is dense; every round keeps the share 1 - `rate` of what its parent kept, the last one as much
-    as `sparsity` leaves (`methods.schedules.lottery_parent`). Survivors are the largest |w| of the parent's kept
-    weights at its end. `allocation`: "global" ranks over all layers (their deep networks), "uniform" within each.
+    Frankle & Carbin 2019, iterative pruning with resetting: a chain of stages of which each trains to its end; the
+    first one's parent is dense. Survivors are the largest |w| of the parent's kept weights at its end, as many as
+    `sparsity` leaves. `allocation`: "global" ranks over all layers (their deep networks), "uniform" within each.
     """
 
-    rate: Annotated[float, "0 < x < 1"] = 0.2
     allocation: Literal["global", "uniform"] = "global"
 
     def begin(self, ctx: Context) -> None:
@@ -48,3 +46,24 @@ class Lottery(Masked):
                 raise ValueError(f"sparsity {self.sparsity:g} keeps more of {self.mask.names[index]} than the parent")
             self.mask.set(index, mask)
         self.adopted = True
+
+
+@dataclass(kw_only=True)
+class Lottery(Ticket):
+    """A round that keeps the share 1 - `rate` of what its parent kept; the last one as much as `sparsity` leaves.
+
+    Frankle & Carbin 2019; `methods.schedules.lottery_parent` says which round comes before.
+    """
+
+    rate: Annotated[float, "0 < x < 1"] = 0.2
+
+
+@dataclass(kw_only=True)
+class IMP(Ticket):
+    """The last of `rounds` rounds, all of which keep the same share of what their parents kept.
+
+    Chijiwa et al. 2021, table 7: training, then `rounds` times pruning, rewinding to the initial weights and training.
+    `methods.schedules.imp_parent` says which round comes before.
+    """
+
+    rounds: Annotated[int, "1 <= x"] = 3

@@ -122,6 +122,18 @@ def reset_state(optimizer: torch.optim.Optimizer, weight: Tensor, where: Tensor)
             value.masked_fill_(where.view_as(value), 0)
 
 
+@torch.no_grad()
+def reset_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Zero the momentum of every parameter: SGD's buffer, the first moment of Adam and its kin (not their scale).
+
+    Independent of gradients, as `reset_state`.
+    """
+    for state in optimizer.state.values():
+        for name in ("momentum_buffer", "exp_avg"):
+            if isinstance(momentum := state.get(name), Tensor):
+                momentum.zero_()
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """A short content hash of named tensors: equal digests mean bit-equal tensors."""
     h = hashlib.sha256()

@@ -27,6 +27,23 @@ def ranked(
     return top_per_layer(scores, allocate(ranking, shapes, sparsity))
 
 
+def top_of_groups(score: Tensor, keep: int, size: int) -> Tensor:
+    """Flat boolean mask of the `keep` largest of every `size` consecutive scores along the input channels, ties to the
+    lower index: the pattern keep:size (N:M, Mishra et al. 2021).
+
+    `score`: of a weight of shape (out, in, ...). Groups run on where a row of input channels ends, as in AC/DC's
+    official code, so that a first convolution of 3 channels has groups too. ValueError when there is no whole number
+    of groups.
+    """
+    if score.numel() % size:
+        raise ValueError(f"{score.numel()} weights do not divide into groups of {size}")
+    by_channel = score.movedim(1, -1)
+    groups = by_channel.reshape(-1, size)
+    first = groups.sort(dim=1, descending=True, stable=True).indices[:, :keep]
+    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, first, True)
+    return mask.view(by_channel.shape).movedim(-1, 1).reshape(-1)
+
+
 def top_over_all(scores: Sequence[Tensor], keep: int) -> list[Tensor]:
     """Flat boolean masks of the `keep` largest of all scores together."""
     flat = [s.reshape(-1) for s in scores]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -67,7 +67,12 @@ _FOREVER = 10**9
 
 @dataclass(frozen=True)
 class LearningRate:
-    """The learning rate at a step: a base (number or epoch ranges), decayed, with a linear warm-up before it."""
+    """The learning rate at a step: a base (number or epoch ranges), decayed, with a linear warm-up before it.
+
+    `changes`: "step", or "epoch" for a rate that is the same throughout an epoch: that of its first step, and in the
+    warm-up that of its end, so that the first epoch does not stand still. The last `final_epochs` have the rate
+    `final`, and a cosine ends where they begin.
+    """
 
     base: EpochRanges
     epochs: float
@@ -77,18 +82,46 @@ class LearningRate:
     end: float = 0.0
     warmup_epochs: float = 0.0
     warmup_from: float = 0.0
+    final_epochs: float = 0.0
+    final: float = 0.0
+    from_epoch: float = 0.0
+    changes: str = "step"
 
     def at(self, position: float) -> float:
-        """`position`: finished epochs, a float in [0, epochs)."""
+        """`position`: finished epochs of the run, which begins `from_epoch` epochs after the schedule's beginning."""
+        position += self.from_epoch
         base = self.base.at(int(position) + 1)
+        if self.changes == "epoch":
+            position = float(int(position))
         if position < self.warmup_epochs:
-            return self.warmup_from + (base - self.warmup_from) * position / self.warmup_epochs
+            done = position if self.changes == "step" else min(position + 1, self.warmup_epochs)
+            return self.warmup_from + (base - self.warmup_from) * done / self.warmup_epochs
+        if self.final_epochs and position >= self.epochs - self.final_epochs:
+            return self.final
         if self.decay == "step":
             return base * self.gamma ** sum(position >= milestone for milestone in self.milestones)
         if self.decay == "cosine":
-            progress = (position - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
+            progress = (position - self.warmup_epochs) / (self.epochs - self.warmup_epochs - self.final_epochs)
             return self.end + (base - self.end) * 0.5 * (1 + math.cos(math.pi * progress))
         return base
+
+
+def learning_rate(schedule: Mapping[str, Any]) -> LearningRate:
+    """The learning rate that a `schedule` section describes."""
+    return LearningRate(
+        base=EpochRanges.parse(schedule["lr"]),
+        epochs=schedule.get("lr_from_epoch", 0.0) + schedule["epochs"],
+        decay=schedule["decay"],
+        milestones=tuple(schedule["milestones"]),
+        gamma=schedule["gamma"],
+        end=schedule["lr_end"],
+        warmup_epochs=schedule["warmup_epochs"],
+        warmup_from=schedule["warmup_from"],
+        final_epochs=schedule.get("final_epochs", 0.0),
+        final=schedule.get("final_lr", 0.0),
+        from_epoch=schedule.get("lr_from_epoch", 0.0),
+        changes=schedule.get("lr_changes", "step"),
+    )
 
 
 def cubic(initial: float, final: float, progress: float) -> float:
@@ -109,6 +142,24 @@ def lottery_parent(sparsity: float, rate: float) -> list[str]:
     if rounds < 2:
         return ["method=dense"]
     return ["method=lottery", f"method.sparsity={1 - (1 - rate) ** (rounds - 1):.12g}", f"method.rate={rate:.12g}"]
+
+
+def difference(whole: Any, part: Any) -> Any:
+    """`whole` - `part`, for conf/: the epochs before the last phase, say. What is no number is left to others."""
+    numbers = all(isinstance(value, int | float) for value in (whole, part))
+    return whole - part if numbers else whole
+
+
+def imp_parent(sparsity: float, rounds: int) -> list[str]:
+    """The overrides of the run that the last of `rounds` equal rounds of magnitude pruning starts from.
+
+    Every round keeps the share (1 - `sparsity`)^(1 / rounds) (conf/method/imp.yaml). The first one's parent is dense.
+    """
+    numbers = isinstance(sparsity, int | float) and isinstance(rounds, int)
+    if not numbers or not 0 < sparsity < 1 or rounds < 2:  # what is impossible the method will say
+        return ["method=dense"]
+    before = 1 - (1 - sparsity) ** ((rounds - 1) / rounds)
+    return ["method=imp", f"method.sparsity={before:.12g}", f"method.rounds={rounds - 1}"]
 
 
 def step_of(epochs: float, steps_per_epoch: int) -> int:
@@ -156,6 +207,19 @@ def whole_epochs(epochs: float, factor: float) -> int:
     return max(1, math.floor(epochs * factor + 0.5))
 
 
+def whole_ends(ends: Sequence[float], total: int) -> list[int]:
+    """Where parts of a run end, in whole epochs: nearest to `ends` (ascending), but each part has an epoch.
+
+    The last part ends at `total`, which must be at least the number of parts.
+    """
+    whole: list[int] = []
+    for index, end in enumerate(ends):
+        earliest = (whole[-1] if whole else 0) + 1
+        latest = total - (len(ends) - 1 - index)
+        whole.append(min(max(math.floor(end + 0.5), earliest), latest))
+    return whole
+
+
 def _stretch_ranges(text: str, factor: float) -> str:
     ranges = EpochRanges.parse(text)
     total = whole_epochs(ranges.last_epoch, factor)
@@ -163,11 +227,7 @@ def _stretch_ranges(text: str, factor: float) -> str:
     if total < count:
         values = [ranges.at(min(math.ceil((epoch - 0.5) / factor), ranges.last_epoch)) for epoch in range(1, total + 1)]
         return str(EpochRanges(tuple(((e, e), v) for e, v in enumerate(values, start=1))))
-    ends: list[int] = []
-    for index, ((_, last), _value) in enumerate(ranges.pairs):
-        earliest = (ends[-1] if ends else 0) + 1
-        latest = total - (count - 1 - index)
-        ends.append(min(max(math.floor(last * factor + 0.5), earliest), latest))
+    ends = whole_ends([last * factor for (_, last), _value in ranges.pairs], total)
     starts = [1, *(end + 1 for end in ends[:-1])]
     return str(EpochRanges(tuple(((s, e), v) for s, e, (_, v) in zip(starts, ends, ranges.pairs, strict=True))))
 

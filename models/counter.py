@@ -111,6 +111,8 @@ class Weights:
 def count(model: nn.Module, in_shape: tuple[int, ...]) -> Account:
     """One forward pass of zeros (1, *in_shape), in inference mode, on the model's device ("meta" included).
 
+    A model whose input is no image has an `example(in_shape)`, the arguments of its forward pass, and gets those.
+
     The model is left as it was: training flags, hooks and buffers. What `forward` cannot process it raises itself.
     """
     weights = Weights(model)
@@ -133,10 +135,13 @@ def count(model: nn.Module, in_shape: tuple[int, ...]) -> Account:
     hooks += [module.register_forward_hook(leave) for module in running]
     hooks += [module.register_forward_hook(norm) for module in norms]
     like = next(model.parameters())
-    zeros = torch.zeros(1, *in_shape, dtype=like.dtype, device=like.device)
+    # A model whose input is no image says itself what it is to be fed.
+    example: Any = getattr(model, "example", None)
+    zeros = (torch.zeros(1, *in_shape, dtype=like.dtype, device=like.device),)
+    fed = zeros if example is None else example(in_shape)
     try:
         with _inference(model), attribution:
-            model(zeros)
+            model(*fed)
     finally:
         for hook in hooks:
             hook.remove()

@@ -138,6 +138,9 @@ def _write_tables() -> int:
 
 def _shape(text: str) -> tuple[int, ...]:
     parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(parts) != 3:
-        raise ValueError(f"--in-shape is C,H,W, three positive whole numbers such as 3,32,32; not {text!r}")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(parts) not in (1, 3):
+        raise ValueError(
+            f"--in-shape is C,H,W, three positive whole numbers such as 3,32,32, or the tokens of a text's segment; "
+            f"not {text!r}"
+        )
     return tuple(int(part) for part in parts)

@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
 
+from data.streams import segments
 from methods.counts import Allocation, allocate
 from models.account import CONVENTIONS, Account
 from results import document
@@ -71,13 +72,24 @@ class Architecture:
 def inputs(dataset: Mapping[str, Any]) -> Inputs | None:
     """Of a composed dataset section: what it says itself, else what inputs.yaml says; None where neither does.
 
-    `train_subset` is left to the caller: it changes no architecture.
+    A sample of a text to be modelled is a segment. Of texts to be classified the shape is (different ids, length), two
+    ids being no words. Held-out samples do not train. `train_subset` is left to the caller: it changes no architecture.
     """
+    if {"train_tokens", "rows", "length"} <= dataset.keys():
+        samples = dataset["rows"] * segments(dataset["train_tokens"], dataset["rows"], dataset["length"])
+        return Inputs((dataset["length"],), int(dataset["num_classes"]), samples)
     shape = dataset.get("shape") or ((3, dataset["side"], dataset["side"]) if "side" in dataset else None)
+    if "words" in dataset:
+        shape = (2 + dataset["words"], dataset["length"])
     if shape and "num_classes" in dataset and "train_size" in dataset:
         return Inputs(tuple(shape), int(dataset["num_classes"]), int(dataset["train_size"]))
     known = _known().get(str(dataset["name"]))
-    return known and Inputs(tuple(known["shape"]), known["num_classes"], known["train_size"])
+    if known is None:
+        return None
+    shape = known["shape"]
+    if "vocabulary" in dataset:
+        shape = (2 + dataset["vocabulary"], dataset["max_length"] or shape[1])
+    return Inputs(tuple(shape), known["num_classes"], known["train_size"] - (dataset.get("validation") or 0))
 
 
 @functools.cache

@@ -242,6 +242,15 @@ def _curves(axes: Axes, plotted: Plotted) -> None:
         axes.set_xlim(left=0)
 
 
+def _schedule(axes: Axes, plotted: Plotted) -> None:
+    _set_xscale(axes, plotted.figure.xscale)
+    for series in plotted.series:
+        dash = ("-", *_DASHES)[series.place // len(_COLOURS) % (1 + len(_DASHES))]
+        axes.plot(series.x, series.mean, color=_colour(series), linestyle=dash, label=series.title)
+    if plotted.figure.xscale == "linear":
+        axes.set_xlim(0, 1)
+
+
 def _layers(axes: Axes, plotted: Plotted) -> None:
     for count, series in enumerate(plotted.series):
         shift = min(0.08, 0.4 / len(plotted.series)) * (count - (len(plotted.series) - 1) / 2)
@@ -270,7 +279,12 @@ def _layers(axes: Axes, plotted: Plotted) -> None:
     axes.set_xlim(-0.5, len(plotted.names) - 0.5)
 
 
-_DRAW: dict[str, Callable[[Axes, Plotted], None]] = {"points": _points, "curves": _curves, "layers": _layers}
+_DRAW: dict[str, Callable[[Axes, Plotted], None]] = {
+    "points": _points,
+    "curves": _curves,
+    "layers": _layers,
+    "schedule": _schedule,
+}
 
 
 def _heatmap(canvas: Canvas, axes: Axes, grid: Grid) -> None:

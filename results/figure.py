@@ -24,10 +24,10 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "curves": ("xscale", "yscale", "series", "metric", "scale"),
     "layers": ("yscale", "series", "scale"),
     "heatmap": ("metric", "scale"),
-    "schedule": ("x", "xscale", "yscale", "series", "metric", "scale"),
+    "schedule": ("xscale", "yscale", "series", "quantity"),
 }
-#: Kinds that nothing draws yet: such a figure needs plot=KIND, whether its file says so or not.
-UNDRAWABLE = ("schedule",)
+#: Of `schedule`: the threshold, or the L1 penalty that its growth implies, in units of that of LATS with the same end.
+QUANTITIES = ("threshold", "l1_penalty")
 #: density: the logarithm of 1 - x, for sparsities; shortfall: of the distance to 100 %, for accuracies.
 XSCALES = ("linear", "log", "density")
 YSCALES = ("linear", "log", "shortfall")
@@ -51,7 +51,8 @@ class RunMetric:
 @dataclass(frozen=True)
 class Figure:
     """`points`: a series per row over the columns, at `x`. `curves`: a metric by epoch, a curve per cell. `layers`: the
-    sparsity of every layer at the end, a series per cell. `heatmap`: rows x columns.
+    sparsity of every layer at the end, a series per cell. `heatmap`: rows x columns. `schedule`: a `quantity` of soft
+    threshold pruning over the share of the training, from the cells' configurations alone, a curve per cell.
 
     `series: columns`: a series per column over the rows, and where these have sections, per column and section.
     """
@@ -69,6 +70,7 @@ class Figure:
     records: tuple[str, ...]
     needs: tuple[str, ...]
     notes: tuple[str, ...]
+    quantity: str = QUANTITIES[0]
 
     @property
     def table(self) -> str:
@@ -189,8 +191,6 @@ def load(path: Path, papers: Path = PAPERS) -> Figure:
         fields = {name: value for name, value in content.items() if name in table.FIELDS}
         cells = table.parse(fields, path.parents[1].name, path.stem, where)
         selection = Selection(cells, frozenset(slot.place for slot in cells.slots()))
-    if kind in UNDRAWABLE and f"plot={kind}" not in needs:
-        needs = (*needs, f"plot={kind}")
     default_x = "method.sparsity" if kind == "points" else ""
     x = _x(content.get("x", default_x), f"{where}: x")
     figure = Figure(
@@ -201,18 +201,19 @@ def load(path: Path, papers: Path = PAPERS) -> Figure:
         x=x,
         xlabel=_label(content, "xlabel", where, _XLABELS.get(kind, "") or (x if isinstance(x, str) else x.metric)),
         ylabel=_label(content, "ylabel", where, ""),
-        xscale=_one_of(content, "xscale", where, XSCALES if kind != "curves" else ("linear", "log")),
+        xscale=_one_of(content, "xscale", where, XSCALES if kind not in ("curves", "schedule") else ("linear", "log")),
         yscale=_one_of(content, "yscale", where, YSCALES),
         series=_one_of(content, "series", where, ("rows", "columns")),
         records=_records(content, where, needs),
         needs=needs,
         notes=document.texts(content.get("notes", []), f"{where}: notes"),
+        quantity=_one_of(content, "quantity", where, QUANTITIES),
     )
     _check_metrics(figure, where)
     return figure
 
 
-_XLABELS = {"curves": "epoch", "layers": "layer", "heatmap": " "}
+_XLABELS = {"curves": "epoch", "layers": "layer", "heatmap": " ", "schedule": "share of the training"}
 
 
 def _of_table(content: Mapping[str, Any], where: str, papers: Path) -> Selection:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from methods import thresholds
 from results.settings import Settings
 from runner.errors import Misuse, nearest
 
@@ -47,7 +48,8 @@ def text(settings: Settings, config: Mapping[str, Any]) -> str:
 def evaluate(expression: str, config: Mapping[str, Any]) -> Any:
     """The value of `expression`: a dotted path of `config`, or + - * / over paths and numbers.
 
-    Paths below `architecture` are facts of the config's model (results.architecture).
+    Paths below `architecture` are facts of the config's model (results.architecture), those below `threshold` of its
+    method's threshold (methods.thresholds).
     """
     return arithmetic(_PATH.sub(lambda path: f"{{{path[0]}}}", expression), lambda path: lookup(path, config))
 
@@ -101,6 +103,8 @@ def lookup(path: str, config: Mapping[str, Any]) -> Any:
         from results.architecture import facts
 
         value = {"architecture": facts(config)}
+    elif path.split(".")[0] == "threshold":
+        value = {"threshold": thresholds.facts(config["method"])}
     for name in path.split("."):
         if isinstance(value, list) and name.isdecimal() and int(name) < len(value):
             value = value[int(name)]

@@ -114,8 +114,13 @@ class Record:
         """The last epoch's `metric`; with `best:`, `dense:` ... before it that of the summary's part of this name.
 
         `epochN:METRIC`: that of epoch N. `layers:NAME`: the share of zeros among the effective weights NAME.weight (or
-        NAME) at the end, 0 to 1. None when it was not recorded.
+        NAME) at the end, 0 to 1. `effective/zeroed_layers`: how many layers have no other then. None when it was not
+        recorded.
         """
+        if metric == "effective/zeroed_layers":
+            layers = self.content.part("layers")
+            sparsities = [_sparsity(layer) for layer in layers.values()] if isinstance(layers, Mapping) else []
+            return None if None in sparsities or not sparsities else float(sparsities.count(1.0))
         part, separator, name = metric.partition(":")
         if not separator:
             part, name = "final", metric

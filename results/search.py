@@ -103,12 +103,16 @@ def _bracket(off: Callable[[float], float], found: Search) -> tuple[float, float
 
 
 def _position(value: float, knob: Knob) -> float:
-    return math.log(value) if knob.scale == "log" else value
+    if knob.scale == "linear":
+        return value
+    return math.log(value) if value > 0 else -math.log(-value)
 
 
 def _value(position: float, knob: Knob) -> float:
     """Six significant digits, as the value will stand in an override."""
-    value = math.exp(position) if knob.scale == "log" else position
+    value = position
+    if knob.scale == "log":
+        value = math.exp(position) if knob.low > 0 else -math.exp(-position)
     return float(f"{min(max(value, knob.low), knob.high):.6g}")
 
 

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from methods import thresholds
 from results import hyperparameters, number, published
 from results.address import PAPERS
 from results.cell import Cell
@@ -22,6 +23,7 @@ from results.table import Line, Slot
 from runner.compose import compose as compose_config
 from runner.errors import Misuse
 
+_SMOOTH = 400  # points of a curve that a schedule gives
 _NAMED = 3  # run directories that a remark names
 
 
@@ -274,6 +276,25 @@ class _Reader:
         label = labels.pop() if len(labels) == 1 else ""
         return {"grid": Grid(rows, columns, tuple(values), tuple(texts), label)}
 
+    def schedule(self) -> dict[str, Any]:
+        """One series per cell: what the schedule of its configuration gives, from the first step to the last."""
+        found = []
+        for line in self.single():
+            (cell,) = line.cells
+            if cell.needs:
+                self._leave_out(cell)
+                continue
+            config = cell.config or self.compose(cell.overrides)
+            try:
+                threshold = thresholds.of(config["method"], config["schedule"], _steps(config["schedule"]["epochs"]))
+            except ValueError as error:
+                raise Misuse(f"{cell.address}: {error}; it cannot be drawn.") from error
+            points = threshold.trace() if self.figure.quantity == "threshold" else threshold.penalties()
+            x, y = zip(*points, strict=True)
+            found.append(Series(line.title, x, y, (None,) * len(x), line.place, line.reference))
+        self.drawn = len(found)
+        return {"series": tuple(found)}
+
     # Runs, and what they lack
 
     def _completed(self, cell: Cell) -> list[Record]:
@@ -333,7 +354,13 @@ _CONTENT = {
     "curves": _Reader.curves,
     "layers": _Reader.layers,
     "heatmap": _Reader.heatmap,
+    "schedule": _Reader.schedule,
 }
+
+
+def _steps(epochs: int) -> int:
+    """Steps of an epoch, so that there are enough of them for a smooth curve."""
+    return max(1, math.ceil(_SMOOTH / epochs))
 
 
 def _is_reference(line: Line) -> bool:

@@ -167,8 +167,9 @@ def _compose(overrides: tuple[str, ...]) -> Composition:
 def _finish(config: Config, overrides: Sequence[str]) -> Config:
     """Apply the profile, embed the parent of a stage, and check what needs no class to be checked."""
     profile = config["profile"]
-    if profile.get("train_subset") is not None and "train_subset" in config["dataset"]:
-        config["dataset"]["train_subset"] = profile["train_subset"]
+    for name in ("train_subset", "max_length"):
+        if profile.get(name) is not None and name in config["dataset"]:
+            config["dataset"][name] = profile[name]
     for name in ("precision", "memory_format"):
         if profile.get(name) is not None and not any(text.startswith(f"{name}=") for text in overrides):
             config[name] = profile[name]
@@ -177,8 +178,12 @@ def _finish(config: Config, overrides: Sequence[str]) -> Config:
     if factor is None:
         factor = _factor(profile, config["schedule"]["epochs"])
     profile["stretch"] = factor
+    extend = config["schedule"].get("extend", 1)
+    if not isinstance(extend, int | float) or isinstance(extend, bool) or not extend > 0:
+        raise Misuse(f"schedule.extend = {extend!r} should be a number above 0.")
     try:
-        config = {name: value if name == "profile" else stretch(value, factor) for name, value in config.items()}
+        whole = factor * extend
+        config = {name: value if name == "profile" else stretch(value, whole) for name, value in config.items()}
         check_ranges(config)
     except ValueError as error:
         raise Misuse(f"{error}.") from None
@@ -212,8 +217,9 @@ def _embed_parent(start: dict[str, Any], overrides: Sequence[str]) -> tuple[dict
     initialization = start.get("initialization", "original")
     if initialization not in ("original", "random"):
         raise Misuse(f"start.initialization = {initialization!r} should be original or random.")
-    if start.get("checkpoint", "last") != "last":
-        raise Misuse(f"start.checkpoint = {start['checkpoint']!r} should be last.")
+    checkpoint = start.get("checkpoint", "last")
+    if not isinstance(checkpoint, str) or not checkpoint.isidentifier():
+        raise Misuse(f"start.checkpoint = {checkpoint!r} should be last, or a name that the parent's method keeps.")
     inherited = [o for o in overrides if o.split("=")[0].split(".")[0] not in _OWN]
     own = [*inherited, *start["parent"]]
     parent = compose(own)
@@ -221,7 +227,7 @@ def _embed_parent(start: dict[str, Any], overrides: Sequence[str]) -> tuple[dict
     embedded = {name: parent[name] for name in SCIENCE}
     whole = {
         "parent": embedded,
-        "checkpoint": "last",
+        "checkpoint": checkpoint,
         "take": take,
         "initialization": initialization,
         "overrides": own,

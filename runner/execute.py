@@ -107,7 +107,7 @@ def _execute(
             world.lead(begin)
             trainer = Trainer(experiment, directory, tell, lambda: signalled() or stop(), world)
             if parent is not None:
-                _start_from(trainer, config["start"]["take"], parent)
+                _start_from(trainer, config["start"], parent)
             history = trainer.fit()
         except Interrupted:
             raise
@@ -204,15 +204,24 @@ def _parent(config: Config, progress: Progress | None, stop: Callable[[], bool],
     return path
 
 
-def _start_from(trainer: Trainer, take: str, parent: Path) -> None:
+def _start_from(trainer: Trainer, start: dict[str, Any], parent: Path) -> None:
     """Take from the parent its weights, its mask, or both; weights not taken are the initial ones.
 
+    checkpoint: last, or a name under which the parent's method has its best weights kept.
     take: weights | mask (new training within it) | weights_and_mask (fine-tuning) | init (nothing of its training).
     The initial weights are those of the parent, which the shared seed gives anew, unless start.initialization says so.
     """
     state = trainer.world.lead(lambda: checkpoint.load(parent / "checkpoints"))
     if state is None:
         raise ParentFailed(f"the parent run {parent} is complete but has no readable checkpoint; delete it to redo it.")
+    take, name = start["take"], start["checkpoint"]
+    if name != "last":
+        if name not in state.get("kept", {}):
+            has = ", ".join(["last", *state.get("kept", {})])
+            raise ParentFailed(
+                f"the parent run {parent} kept no checkpoint {name!r}, only {has}; set start.checkpoint."
+            )
+        state = state["kept"][name]
     if "weights" in take:
         trainer.model.load_state_dict(state["model"])
     if "mask" in take:
@@ -234,6 +243,7 @@ def _summarise(trainer: Trainer, history: list[dict[str, Any]]) -> dict[str, Any
         "steps": final["step"],
         "final": final,
         "best": best,
+        **trainer.kept.summary(),
         "layers": trainer.layers(),
         **trainer.recorders.summary(),
     }

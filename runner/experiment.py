@@ -13,11 +13,11 @@ from data.order import derive
 from methods.base import Method
 from runner.build import build, check, check_arguments
 from runner.device import PRECISIONS, Name, choose, reset
-from runner.errors import Misuse
+from runner.errors import Misuse, nearest
 from runner.identity import Config, key
 from runner.optim import Schedule
 from runner.recorders import check as check_records
-from runner.task import Classification
+from runner.task import Task
 
 # What the runner itself gives to the targets of these sections.
 _GIVEN = {
@@ -43,6 +43,7 @@ class Settings:
     compile: bool = False
     checkpoint_seconds: Annotated[float, "0 <= x"] = 60.0
     deterministic: bool = True
+    scratch_gib: Annotated[float, "0 < x"] = 48.0
     records: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -60,7 +61,7 @@ class Experiment:
     schedule: Schedule
     device: torch.device
     data: Dataset
-    task: Classification
+    task: Task
     method: Method
     model: nn.Module
 
@@ -89,7 +90,13 @@ def validate(config: Config) -> tuple[Settings, Schedule, Method]:
     except ValueError as error:
         raise Misuse(f"method: {error}.") from None
     if config.get("start"):
-        validate({**config, "start": None, **config["start"]["parent"]})
+        _, _, parent = validate({**config, "start": None, **config["start"]["parent"]})
+        if (name := config["start"]["checkpoint"]) not in (kept := ("last", *parent.kept)):
+            whose = config["start"]["parent"]["method"]["name"]
+            raise Misuse(
+                f"start.checkpoint = {name!r} should be one that method {whose} keeps: {', '.join(kept)}."
+                f"{nearest(name, kept)}"
+            )
     return settings, schedule, method
 
 
@@ -113,6 +120,11 @@ def make(config: Config) -> Experiment:
         data: Dataset = build(config["dataset"], "dataset", root=str(config["data"]["root"]))
     except OSError as error:
         raise Misuse(f"{error}.") from None
+    if data.batch_size not in (None, schedule.batch_size):
+        raise Misuse(
+            f"schedule.batch_size = {schedule.batch_size}, but the text was cut into {data.batch_size} streams, "
+            f"one for each sample of a batch; leave dataset.rows out, which follows the batch size."
+        )
     task = build(config["task"], "task", num_classes=data.num_classes)
     # A stage has its parent's initial weights, since it has its seed; unless it is to begin from others.
     other = (config.get("start") or {}).get("initialization") == "random"

@@ -11,7 +11,7 @@ import copy
 import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -27,13 +27,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from methods.schedules import lottery_parent
+from methods.schedules import difference, imp_parent, lottery_parent
 from runner.compose import CONF, groups, names
 from runner.errors import Misuse, nearest
 from runner.identity import Config
 
 # What conf/ may compute from other options, each a function of their values alone.
-RESOLVERS = {"lottery_parent": lottery_parent}
+RESOLVERS: dict[str, Callable[..., Any]] = {
+    "lottery_parent": lottery_parent,
+    "imp_parent": imp_parent,
+    "difference": difference,
+}
 for _name, _function in RESOLVERS.items():
     OmegaConf.register_new_resolver(_name, _function, replace=True)
 

@@ -23,9 +23,22 @@ NEUTRAL: dict[str, Any] = {
     "schedule.accumulate": 1,
     "schedule.drop_last": False,
     "schedule.budget": "epochs",
+    "schedule.lr_changes": "step",
+    "schedule.final_epochs": 0.0,
+    "schedule.final_lr": 0.0,
+    "schedule.clip": 0.0,
+    "dataset.validation": 0,
+    "dataset.crop": "padded",
+    "model.width": 1.0,
+    "model.init": "kaiming_normal",
     "memory_format": "contiguous",
     "method.initial_sparsity": 0.0,
+    "model.classifier": "linear",
     "start.initialization": "original",
+    "schedule.lr_from_epoch": 0,
+    "schedule.extend": 1,
+    "dataset.corrupted_labels": 0,
+    "dataset.corruption_seed": 0,
 }
 
 

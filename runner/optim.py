@@ -10,14 +10,17 @@ from torch import nn
 
 from methods.allocation import PRUNABLE
 from methods.base import Method
-from methods.schedules import EpochRanges, Epochs, LearningRate, stretch
+from methods.schedules import EpochRanges, Epochs, LearningRate, learning_rate, stretch
 from runner.build import build, check
 from runner.errors import Misuse
 
 
 @dataclass(kw_only=True)
 class Schedule:
-    """How long, in which batches and with which step size a run trains (`conf/schedule`)."""
+    """How long, in which batches and with which step size a run trains (`conf/schedule`).
+
+    `extend` has been applied when the configuration was composed: all epochs here are those of the longer training.
+    """
 
     epochs: Annotated[int, "1 <= x"]
     batch_size: Annotated[int, "1 <= x"]
@@ -29,8 +32,14 @@ class Schedule:
     lr_end: Annotated[float, "0 <= x"] = 0.0
     warmup_epochs: Epochs = 0.0
     warmup_from: Annotated[float, "0 <= x"] = 0.0
+    final_epochs: Epochs = 0.0
+    final_lr: Annotated[float, "0 <= x"] = 0.0
+    lr_from_epoch: Epochs = 0.0
+    extend: Annotated[float, "0 < x"] = 1.0
+    lr_changes: Literal["step", "epoch"] = "step"
     l1: Annotated[float, "0 <= x"] = 0.0
     l2: Annotated[float, "0 <= x"] = 0.0
+    clip: Annotated[float, "0 <= x"] = 0.0
     drop_last: bool = False
     accumulate: Annotated[int, "1 <= x"] = 1
     budget: Literal["epochs", "flops"] = "epochs"
@@ -42,6 +51,17 @@ class Schedule:
             )
         # null leaves an option at the optimizer's own default: what another optimizer's recipe says can be undone.
         self.optimizer = {name: value for name, value in self.optimizer.items() if value is not None}
+        ranges = EpochRanges.parse(self.lr)  # type: ignore[arg-type]
+        if ranges.last_epoch < self.lr_from_epoch + self.epochs:
+            raise Misuse(
+                f"schedule.lr ends at epoch {ranges.last_epoch}, but the run's learning rates are those of epochs "
+                f"{self.lr_from_epoch:g} to {self.lr_from_epoch + self.epochs:g}; extend its last range."
+            )
+        if self.final_epochs and self.warmup_epochs + self.final_epochs >= self.epochs:
+            raise Misuse(
+                f"schedule.final_epochs = {self.final_epochs:g} and the {self.warmup_epochs:g} epochs of warm-up leave "
+                f"nothing of schedule.epochs = {self.epochs}."
+            )
         check(self.optimizer, "schedule.optimizer", ("params", "lr", "weight_decay"))
 
     def stretched(self, epochs: int) -> Schedule:
@@ -49,16 +69,7 @@ class Schedule:
         return Schedule(**stretch(asdict(self), epochs / self.epochs))
 
     def learning_rate(self) -> LearningRate:
-        return LearningRate(
-            base=EpochRanges.parse(self.lr),  # type: ignore[arg-type]
-            epochs=self.epochs,
-            decay=self.decay,
-            milestones=tuple(self.milestones),
-            gamma=self.gamma,
-            end=self.lr_end,
-            warmup_epochs=self.warmup_epochs,
-            warmup_from=self.warmup_from,
-        )
+        return learning_rate(vars(self))
 
     def make_optimizer(self, method: Method, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer over the method's parameter groups; l2 is its weight decay, on every parameter."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -110,6 +111,42 @@ class MaskDynamics(Recorder):
         self.last, self.epochs = state["last"], state["epochs"]
 
 
+class Phases(Recorder):
+    """How much the mask changes from one sparse phase to the next, of a method whose dense and sparse phases alternate.
+
+    mask/phase_change: in the first epoch of every sparse phase but the first, the share of all mask elements that
+    differ from the sparse phase before (Peste et al. 2021, figures 4b, 5b and 7b; the official code divides by all
+    weights of the pruned layers, too). Dense is a phase whose masks keep everything; a method that is never dense in
+    between gives nothing. Masks are compared at the end of a phase's first epoch: AC/DC's do not change within one.
+    """
+
+    metrics = ("mask/phase_change",)
+
+    def __init__(self, method: Method) -> None:
+        super().__init__(method)
+        self.last: dict[str, Tensor] = {}  # the masks of the sparse phase before
+        self.dense = True  # whether the epoch before was
+
+    def observe(self, epoch: int) -> dict[str, float]:
+        masks = self.method.masks()
+        dense = all(bool(mask.all()) for mask in masks.values())
+        begins, self.dense = self.dense and not dense, dense
+        if not begins:
+            return {}
+        line = {}
+        if self.last:
+            changed = sum(int((mask ^ self.last[name]).count_nonzero()) for name, mask in masks.items())
+            line["mask/phase_change"] = changed / sum(mask.numel() for mask in masks.values())
+        self.last = {name: mask.clone() for name, mask in masks.items()}
+        return line
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self.last, "dense": self.dense}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.last, self.dense = state["last"], state["dense"]
+
+
 class Layers(Recorder):
     """The sparsity of every prunable weight: layers:NAME of what the network computes with, mask_layers:NAME by mask.
 
@@ -143,8 +180,42 @@ class Distance(Recorder):
         return {} if distance is None else {"feedback/distance": distance}
 
 
+class Diagnostics(Recorder):
+    """Of what a method says of itself, the metrics of this record."""
+
+    def observe(self, epoch: int) -> dict[str, float]:
+        told = self.method.diagnostics().items()
+        return {name: value for name, value in told if any(fnmatchcase(name, each) for each in self.metrics)}
+
+
+class Thresholds(Diagnostics):
+    """threshold:NAME at the epoch's end, and l1_penalty:NAME that its growth during the epoch implies.
+
+    Chen et al. 2023, theorem 1: (d(t+1) - d(t)) / eta(t), here averaged over the epoch's steps with the weights eta(t).
+    NAME: the layer's whose threshold it is, or "all".
+    """
+
+    metrics = ("threshold:*", "l1_penalty:*")
+
+
+class GradientToDecay(Diagnostics):
+    """gradient_to_decay:NAME: |grad s| / |lambda s| of trained thresholds, the geometric mean over the epoch's steps.
+
+    Chen et al. 2023, figure 4; lambda is the weight decay of s. Without decay there is nothing to record.
+    """
+
+    metrics = ("gradient_to_decay:*",)
+
+
 #: What `trainer.records` may name.
-RECORDERS: dict[str, type[Recorder]] = {"mask_dynamics": MaskDynamics, "layers": Layers, "distance": Distance}
+RECORDERS: dict[str, type[Recorder]] = {
+    "mask_dynamics": MaskDynamics,
+    "phases": Phases,
+    "layers": Layers,
+    "distance": Distance,
+    "thresholds": Thresholds,
+    "gradient_to_decay": GradientToDecay,
+}
 
 
 def check(names: Iterable[str]) -> None:

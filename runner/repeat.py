@@ -19,7 +19,21 @@ from runner.records import RunDirectory, read_metrics
 from runner.trainer import Progress, Trainer
 
 #: The fields of a summary that tell what came out.
-RESULT = ("status", "reason", "epochs", "steps", "final", "best", "layers", "chain", "records", "series", "parent")
+RESULT = (
+    "status",
+    "reason",
+    "epochs",
+    "steps",
+    "final",
+    "best",
+    "dense",
+    "sparse",
+    "layers",
+    "chain",
+    "records",
+    "series",
+    "parent",
+)
 
 
 def here(config: Mapping[str, Any], data: str | None = None, device: str | None = None) -> Config:

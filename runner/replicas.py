@@ -71,7 +71,10 @@ class Replicas:
         """RanksDiffer unless weights, buffers, optimizer state and the method's tensors are the same on all ranks."""
         if self.world.size == 1:
             return
-        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        # A method's own parameters, such as thresholds, are not the model's: they go by their place.
+        names: dict[Tensor, str] = {parameter: str(place) for place, parameter in enumerate(trained)}
+        names |= {parameter: name for name, parameter in self.model.named_parameters()}
         own = self.statistics()
         self.compare(
             {

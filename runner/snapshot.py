@@ -26,6 +26,7 @@ def take(trainer: Trainer) -> dict[str, Any]:
         "scaler": t.scaler.state_dict(),
         "method": t.e.method.state_dict(),
         "records": t.recorders.state_dict(),
+        "kept": t.kept.state_dict(),
         "position": {
             "step": t.ctx.step,
             "epoch": t.ctx.epoch,
@@ -38,9 +39,16 @@ def take(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def weights(trainer: Trainer) -> dict[str, Any]:
+    """What a stage may start from."""
+    return {"model": trainer.model.state_dict(), "method": trainer.e.method.state_dict()}
+
+
 def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     """Go on from a state: bit for bit with as many ranks as it was taken with, else but for random numbers."""
     t = trainer
+    t.kept.load_state_dict(state.get("kept", {}))
+    state = {name: part for name, part in state.items() if name != "kept"}  # which stays where it is: on the CPU
     state = tree_map_only(Tensor, lambda tensor: tensor.to(t.e.device), state)
     t.model.load_state_dict(state["model"])
     t.optimizer.load_state_dict(state["optimizer"])

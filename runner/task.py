@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runner.device import widened
+
+
+class Task(Protocol):
+    """What the trainer asks of a task. `directions`: metric -> up or down, which is better; `metric`: the main one."""
+
+    directions: ClassVar[dict[str, str]]
+    metric: ClassVar[str]
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """(mean loss of a batch, sums that add up over batches and processes)."""
+
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        """Metrics from the added sums."""
+
+    @property
+    def chance_loss(self) -> float:
+        """The loss of a uniform guess."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State carried between training batches, this rank's own."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
 
 
 @dataclass(kw_only=True)
@@ -20,8 +43,8 @@ class Classification:
     num_classes: int
     label_smoothing: Annotated[float, "0 <= x < 1"] = 0.0
 
-    directions = {"accuracy": "up", "accuracy_top5": "up", "loss": "down"}
-    metric = "accuracy"
+    directions: ClassVar[dict[str, str]] = {"accuracy": "up", "accuracy_top5": "up", "loss": "down"}
+    metric: ClassVar[str] = "accuracy"
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """(mean loss, sums). `batch`: inputs of shape (n, ...) and labels of shape (n,).

@@ -11,15 +11,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from data.order import derive, epoch_order
+from data.order import derive
 from methods.base import Context
 from methods.schedules import whole_epochs
 from runner import checkpoint, snapshot
 from runner.errors import Misuse
 from runner.experiment import Experiment
-from runner.gradients import mean_grads
+from runner.gradients import grad_samples, mean_grads
+from runner.kept import Kept
 from runner.ledger import Ledger
 from runner.optim import L1
 from runner.recorders import Recorders, layers
@@ -74,11 +75,14 @@ class Trainer:
             raise Misuse(f"schedule.batch_size = {e.schedule.batch_size} exceeds the {e.data.train_size} samples.")
         rng = torch.Generator().manual_seed(derive(e.seed, "method"))
         self.ctx = Context(self.optimizer, rng, total_steps=steps * e.schedule.epochs, steps_per_epoch=steps)
-        self.ctx.mean_grads = partial(mean_grads, self)
+        self.ctx.mean_grads, self.ctx.grad_samples = partial(mean_grads, self), partial(grad_samples, self)
+        self.ctx.scratch = e.settings.scratch_gib * 2**30
+        self.ctx.learning_rate = lambda step: self.learning_rate.at(step / steps)
         self.replicas = Replicas(world, self.model, self.optimizer, e.method, self.ctx)
         last = torch.arange((steps - 1) * e.schedule.batch_size, min(steps * e.schedule.batch_size, e.data.train_size))
         self.replicas.check_statistics(min(map(len, last.chunk(e.schedule.accumulate))))
         self.recorders = Recorders(e.settings.records, e.method)
+        self.kept = Kept(f"test/{e.task.metric}", up=e.task.directions[e.task.metric] == "up")
         # A parent's masks and prunable weights, for a stage that takes the masks.
         self.adopted: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self.history: list[dict[str, Any]] = []
@@ -133,7 +137,7 @@ class Trainer:
         """The rest of the current epoch, its evaluation and its line of metrics."""
         e, ctx = self.e, self.ctx
         began, first = time.perf_counter(), self.batch
-        order = epoch_order(e.data.train_size, e.seed, ctx.epoch)
+        order = e.data.order(e.seed, ctx.epoch)
         if self.batch == 0:
             e.method.on_epoch(ctx)
         self.net.train()
@@ -158,6 +162,11 @@ class Trainer:
         line = {"epoch": ctx.epoch, "step": ctx.step, "lr": ctx.lr}
         line |= {f"train/{name}": value for name, value in e.task.metrics(trained).items()}
         line |= {f"test/{name}": value for name, value in self.evaluate().items()}
+        if (unpruned := e.method.unpruned()) is not None:
+            with unpruned:
+                line |= {f"unpruned/{name}": value for name, value in self.evaluate().items()}
+        for probe in e.data.probes:
+            line |= {f"{probe}{name}": value for name, value in self.evaluate(probe).items()}
         counts = self.layers()
         densities = self.densities(counts)
         line |= {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in densities.items()}
@@ -169,6 +178,8 @@ class Trainer:
         # An interrupted epoch's first part was another process's: as long as the rest at its rate.
         line["time/training_s"] = self.seconds + (seconds * whole / samples if samples else seconds)
         self.history.append(self.world.lead(lambda: self.record(line)))
+        if (name := e.method.keeps()) is not None:
+            self.kept.offer(name, self.history[-1], lambda: snapshot.weights(self))
 
     def record(self, line: dict[str, Any]) -> dict[str, Any]:
         """Write an epoch's line and tell of it; rank 0's line, since times differ, is that of all ranks."""
@@ -219,6 +230,8 @@ class Trainer:
                 self.sums = sums if self.sums is None else self.sums + sums
         self.scaler.unscale_(self.optimizer)
         self.l1.add()
+        if e.schedule.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), e.schedule.clip)
         if method.before_step(ctx):
             self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -230,11 +243,12 @@ class Trainer:
         return nullcontext() if kind is None else torch.autocast(self.e.device.type, kind)
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Test metrics over every test sample once, in inference mode of the model."""
+    def evaluate(self, probe: str | None = None) -> dict[str, float]:
+        """Metrics over every test sample, or one of a dataset's probes, once, in inference mode of the model."""
         self.net.eval()
         total: Tensor | None = None
-        for batch in self.e.data.test_batches(self.e.settings.eval_batch_size, self.world.rank, self.world.size):
+        how = self.e.settings.eval_batch_size, self.world.rank, self.world.size
+        for batch in self.e.data.test_batches(*how) if probe is None else self.e.data.probe_batches(probe, *how):
             with self.autocast():
                 _, sums = self.e.task.loss(self.net, batch)
             total = sums if total is None else total + sums

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import streams
 import torch
 import torch.nn.functional as F
 from test_contract import BUSY, CALM, METHODS, overrides, state_of, with_parent
@@ -26,12 +27,15 @@ from runner.execute import execute
 from runner.experiment import make
 from runner.identity import run_dir
 from runner.records import Held, RunDirectory
+from runner.repeat import timeless
 from runner.replicas import RanksDiffer, _tensors
 from runner.trainer import Interrupted, Trainer
 from runner.world import ALONE, World
 
 # 11 samples are 6 and 5, the last 3 of an epoch 2 and 1; of three micro-batches of one sample rank 1 gets none.
 UNEVEN = ("schedule.batch_size=11", "dataset.test_size=13", "trainer.eval_batch_size=3")
+# Of two micro-batches of three and two streams rank 0 gets two and one, rank 1 one of each.
+UNEVEN_STREAMS = ("schedule.batch_size=5", "schedule.accumulate=2", "model.dropout=0.0")
 VARIANTS = {"whole": UNEVEN, "accumulated": (*UNEVEN, "schedule.accumulate=3")}
 STAGE = ["method=compressed", "method.iterations=2", "method.every_epochs=1", "method.sparsity=0.8"]
 TINY = ["model.hidden=[24,12]", "schedule.epochs=3", "schedule.batch_size=131", "dataset.train_subset=512"]
@@ -268,7 +272,31 @@ def other_sizes(world: World, folder: Path) -> Findings:
     return {"state": state_of(t), "history": t.history, "pair": saved}
 
 
-SCENES = (methods, resumption, statistics, evaluation, faults, executed, refusals, other_sizes)
+def text_streams(world: World, folder: Path) -> Findings:
+    """A language model whose five streams are dealt out: as a whole, stopped in mid-epoch, and with micro-batches."""
+    root = world.lead(lambda: streams.write(folder / "text"))
+    found: Findings = {}
+    for name, more in {"whole": ("schedule.batch_size=5",), "accumulated": UNEVEN_STREAMS}.items():
+        given = streams.overrides(root, "schedule.epochs=2", "dataset.length=22", *more)
+        whole = trainer(world, folder / name / "whole", given)
+        whole.fit()
+        stopped = []
+        for halt in (2, None):
+            t = trainer(world, folder / name / "stopped", given)
+            t.stop = lambda t=t, halt=halt: world.rank == 1 and t.ctx.step == halt  # type: ignore[misc]
+            torch.manual_seed(1)
+            try:
+                t.fit()
+            except Interrupted:
+                stopped.append((t.ctx.step, {k: len(m[0]) for k, m in t.e.task.state_dict()["memory"].items()}))
+        memories = [{str(k): m for k, m in each.e.task.state_dict()["memory"].items()} for each in (whole, t)]
+        history = [timeless(line) for line in whole.history]
+        found[name] = {"whole": state_of(whole), "resumed": state_of(t), "stopped": stopped, "memories": memories,
+                       "history": history}  # fmt: skip
+    return found
+
+
+SCENES = (methods, resumption, statistics, evaluation, faults, executed, refusals, other_sizes, text_streams)
 
 
 def main() -> None:

@@ -269,6 +269,30 @@ def test_resnet50_against_the_formula(stride_at: Any) -> None:
     assert len(result.layers) == 54
 
 
+def test_mobilenet_against_the_formula() -> None:
+    """Howard et al., section 3.1: a depthwise block costs (9 M + M N) per pixel; table 1 has the sizes."""
+    side, inner, weights, macs = 112, 32, 27 * 32, 27 * 32 * 112**2
+    for outer, stride in [
+        (64, 1),
+        (128, 2),
+        (128, 1),
+        (256, 2),
+        (256, 1),
+        (512, 2),
+        *[(512, 1)] * 5,
+        (1024, 2),
+        (1024, 1),
+    ]:
+        side //= stride
+        weights += 9 * inner + inner * outer
+        macs += (9 * inner + inner * outer) * side**2
+        inner = outer
+    result = on_meta("mobilenet_v1", (3, 224, 224), 1000)
+    assert (result.weights, result.macs) == (weights + 1_024_000, macs + 1_024_000)
+    assert (result.parameters, result.macs) == (4_231_976, 568_740_352)
+    assert f"{result.flops('acdc') / 1e9:.1f}" == "1.1"  # AC/DC, table 3
+
+
 def resnet_by_formula(depth: int, shortcut: str) -> tuple[int, int]:
     """(parameters, MACs) of a CIFAR ResNet at 3x32x32 and 10 classes, from section 4.2 of He et al."""
     blocks, parameters, macs = (depth - 2) // 6, 27 * 16 + 2 * 16, 27 * 16 * 32**2

@@ -43,6 +43,16 @@ def test_a_falling_curve_and_a_linear_scale() -> None:
     assert found.hit and found.best is not None and found.best.value == pytest.approx(math.sqrt(0.1), abs=0.005)
 
 
+def test_a_log_scale_below_zero() -> None:
+    """As STR's s_init: the larger, that is the nearer to 0, the sparser; equal steps of the magnitude's logarithm."""
+    knob = Knob(option="s_init", low=-1e5, high=-1.0, guess=-3200.0)
+    found = search(lambda value: 1 / (1 + math.sqrt(-value / 100)), knob, 0.9, 0.003, budget=10)
+    assert found.trials[0].value == -3200 and found.trials[1].value == -800
+    assert found.hit and found.best is not None and found.best.value == pytest.approx(-100 / 81, rel=0.1)
+    beyond = search(lambda value: 0.01, knob, 0.9, 0.003, budget=20)
+    assert beyond.ended == "the target lies beyond the end of the knob's range, -1"
+
+
 def test_the_guess_may_be_right_at_once() -> None:
     found = search(lambda value: 0.9, LOG, 0.9, 0.003, budget=8)
     assert [trial.value for trial in found.trials] == [0.1] and found.ended == "within 0.003 of the target"
@@ -86,8 +96,9 @@ def test_the_confirmation_corrects_for_longer_training() -> None:
 def test_a_knob_must_make_sense() -> None:
     with pytest.raises(ValueError, match="starts at 5"):
         Knob(option="x", low=0.1, high=1.0, guess=5)
-    with pytest.raises(ValueError):
-        Knob(option="x", low=0.0, high=1.0, guess=0.5)
+    for low, high in ((0.0, 1.0), (-1.0, 1.0), (-1.0, 0.0)):
+        with pytest.raises(ValueError):
+            Knob(option="x", low=low, high=high, guess=(low + high) / 2)
 
 
 # Records and cells

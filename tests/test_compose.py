@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from methods.schedules import EpochRanges, is_epoch_field, is_epoch_ranges
+from methods.schedules import EpochRanges, Epochs, is_epoch_field, is_epoch_ranges
 from runner import hydra_groups
 from runner.compose import CONF, compose, groups, identify, names
 from runner.errors import Misuse
@@ -62,9 +62,18 @@ def same(one: Any, other: Any) -> bool:
     return repr(one) == repr(other)
 
 
+def recipes(method: str) -> list[str]:
+    """The experiments that say something of a method."""
+    return [name for name in names("experiment") if any((CONF / "experiment" / name).rglob(f"{method}.yaml"))]
+
+
+EVERYWHERE = [pytest.param(False, id="recipes"), pytest.param(True, id="everywhere", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("everywhere", EVERYWHERE)
 @pytest.mark.parametrize("method", names("method"))
-def test_the_files_are_merged_as_hydra_merges_them(method: str) -> None:
-    for experiment in (None, *names("experiment")):
+def test_the_files_are_merged_as_hydra_merges_them(method: str, everywhere: bool) -> None:
+    for experiment in (None, *(names("experiment") if everywhere else recipes(method))):
         overrides = [f"method={method}"] if experiment is None else [f"experiment={experiment}", f"method={method}"]
         assert hydra_groups._plain_groups(tuple(overrides)) is not None, "this would only compare Hydra with itself"
         assert same(hydra_groups.resolve(overrides), by_hydra(overrides))
@@ -173,7 +182,7 @@ def test_a_configuration_that_json_cannot_hold_composes_too() -> None:
         ("start={parent: [3]}", "start.parent should be the list of overrides"),
         ("start={parent: [], tak: mask}", "Did you mean 'take'?"),
         ("start={parent: [], take: masks}", "start.take = 'masks' should be one of weights, mask, weights_and_mask"),
-        ("start={parent: [], checkpoint: best}", "start.checkpoint = 'best' should be last"),
+        ("start={parent: [], checkpoint: 3}", "start.checkpoint = 3 should be last, or a name that"),
     ],
 )
 def test_bad_overrides_get_one_sentence(override: str, sentence: str) -> None:
@@ -210,6 +219,10 @@ def test_bad_overrides_get_one_sentence(override: str, sentence: str) -> None:
         (["task.label_smoothing=1"], "task.label_smoothing = 1 should be in the range 0 <= x < 1."),
         (["model.batch_norm=some"], "model.batch_norm = 'some' should be one of none, hidden, all"),
         (["method=compressed", 'start.parent=["method=set","method.sparsity=2"]'], "method.sparsity = 2 should be in"),
+        (
+            ["start={parent: [], checkpoint: best}"],
+            "start.checkpoint = 'best' should be one that method dense keeps: last",
+        ),
     ],
 )
 def test_values_that_do_not_fit_fail_before_anything_starts(overrides: list[str], sentence: str) -> None:
@@ -246,10 +259,17 @@ def test_smoke_also_uses_a_subset() -> None:
     assert compose([])["dataset"]["train_subset"] is None
 
 
-def test_every_experiment_composes_and_validates_with_every_method() -> None:
-    for experiment in names("experiment"):
-        for method in names("method"):
-            validate(compose([f"experiment={experiment}", f"method={method}"]))
+@pytest.mark.parametrize("everywhere", EVERYWHERE)
+def test_every_experiment_composes_and_validates_with_every_method(everywhere: bool) -> None:
+    """Or is told that it is too short for a method's own ramps and prunings, which are over by epoch 25."""
+    for method in names("method"):
+        for experiment in names("experiment") if everywhere else recipes(method):
+            chosen = [f"experiment={experiment}", f"method={method}"]
+            config = compose(chosen)
+            try:
+                validate(config)
+            except Misuse as misuse:
+                assert config["schedule"]["epochs"] < 25 and "the run's" in str(misuse), (chosen, str(misuse))
 
 
 @pytest.mark.parametrize("group", [g for g in groups() if g != "experiment"])
@@ -263,7 +283,7 @@ def test_every_option_of_every_group_composes_and_validates(group: str) -> None:
 
 
 def test_epoch_valued_fields_are_named_so_that_stretch_finds_them() -> None:
-    """The type `Epochs` and the naming rule agree on every field of every method and of the schedule."""
+    """What the naming rule takes for epochs, of every method and of the schedule, has the type `Epochs`."""
     from typing import get_type_hints
 
     from runner.build import locate
@@ -275,10 +295,8 @@ def test_epoch_valued_fields_are_named_so_that_stretch_finds_them() -> None:
         kinds.append(target)
     for kind in kinds:
         for field, hint in get_type_hints(kind, include_extras=True).items():
-            typed = getattr(hint, "__metadata__", None) == ("0 <= x",) and is_epoch_field(field)
-            if field == "epochs":
-                continue
-            assert is_epoch_field(field) == (typed or field == "milestones"), (kind, field)
+            if is_epoch_field(field) and field != "epochs":  # a whole number
+                assert hint in (Epochs, list[Epochs]), (kind, field)
 
 
 def test_epoch_ranges_in_configs_are_recognised() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from data.order import derive
 from methods.allocation import kept_of
 from methods.base import Method
-from methods.lottery import Lottery
+from methods.lottery import Ticket
 from methods.masks import digest
 from runner import checkpoint
 from runner.compose import CONF, compose, names
@@ -54,17 +54,41 @@ BUSY: dict[str, list[str]] = {
     "dpf_structured": ["method.period=2", "method.end_epoch=1.5"],
     "sfp": ["method.end_epoch=2"],
     "sm": [],
+    "edge_popup": ["method.pruned=0.6", "method.rounding=nearest"],
+    "iterand": ["method.pruned=0.6", "method.rounding=nearest", "method.period=3", "method.rate=0.5"],
     "quantised": ["method.bits=3"],
     # Eight steps like all others; what a budget of FLOPs does is tests/test_ledger.py's.
     "lottery_flops": ["schedule.budget=epochs"],
     "retrain_mask_flops": ["schedule.budget=epochs"],
+    "acdc": [],
+    "rigl": ["method.period=2", "method.stop=1.0", "method.from_start=true"],
+    "topkast": ["method.period=2"],
+    "topkast_powerprop": ["method.period=2"],
+    "woodfisher": [
+        *["method.start_epoch=0", "method.iterations=4", "method.every_epochs=0.5", "method.initial_sparsity=0"],
+        *["method.fisher_samples=3", "method.fisher_batch=8", "method.block_size=50"],
+    ],
+    "sparsevd": ["method.kl_weight=0.01", "method.end_epoch=1", "method.log_alpha_threshold=0.5"],
+    "stds": ["method.final_threshold=0.1"],
+    "lats": ["method.final_threshold=0.1"],
+    "s_lats": ["method.final_threshold=0.1", "method.learning_rate=run"],
+    "pgh": ["method.final_threshold=0.1"],
+    "str": ["method.s_init=-3"],
+    "str_gs": ["method.s_init=-3"],
+    "gpo": ["method.s_init=-3", "method.beta_decay=2"],
 }
 # Their masks and state never change.
 CALM = {"lottery_flops", "retrain_mask_flops"}
-MOVING = set(BUSY) - {"quantised", *CALM}
+# The masks of these do not move within the few steps of a test, or are no state of theirs.
+MOVING = set(BUSY) - {"quantised", "sparsevd", "gpo", *CALM}
 # Their sparsity is a share of filters.
 STRUCTURED = {"dpf_structured", "sfp"}
-UNMASKED = {"dense", "quantised"}
+# Their masks are the support of what they compute with.
+SOFT = {"stds", "lats", "s_lats", "pgh", "str", "str_gs"}
+# No masks are part of their state.
+UNMASKED = {"dense", "quantised", "acdc_dense", "sparsevd", "gpo", *SOFT}
+# Options that may be negative.
+SIGNED = {"s_init"}
 
 # The first 8 bytes of the SHA-256 of these texts as a number, halved.
 SEEDS = {
@@ -84,15 +108,23 @@ def trainer(config: dict[str, Any], path: Path, stop: Callable[[], bool] = lambd
 
 def with_parent(t: Trainer) -> Trainer:
     """The trainer; of a method that cannot do without a parent, after one that is dense and has learnt nothing."""
-    if isinstance(t.e.method, Lottery):
+    if isinstance(t.e.method, Ticket):
         t.adopted = {}, t.e.method.effective()
     return t
 
 
 def kept_at_the_end(t: Trainer, config: dict[str, Any]) -> int:
     """How many weights the method's sparsity leaves, whatever they are counted in."""
+    if config["method"]["name"] in SOFT:
+        limits = [float(d) for d in t.e.method.source.values()]  # type: ignore[attr-defined]
+        pairs = zip(t.e.method.dense, limits * (len(t.e.method.dense) // len(limits)), strict=True)  # type: ignore[attr-defined]
+        return sum(int((w.abs() > torch.tensor(d, dtype=w.dtype)).sum()) for w, d in pairs)
     shapes = [tuple(weight.shape) for weight in t.e.method.effective().values()]
+    if (pruned := config["method"].get("pruned")) is not None:  # a share of every layer
+        return sum(kept_of(math.prod(shape), pruned) for shape in shapes)
     sparsity, name = config["method"].get("sparsity", 0.0), config["method"]["name"]
+    if name in UNMASKED:
+        sparsity = 0.0
     if name not in STRUCTURED:
         return kept_of(sum(math.prod(shape) for shape in shapes), sparsity)
     if name == "sfp":
@@ -161,14 +193,17 @@ def test_masks_are_exact_and_weights_zero_outside_after_every_step(method: str, 
     total = sum(weight.numel() for weight in t.e.method.effective().values())
     kept, whole = t.densities()["mask"]
     assert whole == total and kept == kept_at_the_end(t, config)
-    if method in ("static", "set", "deepr"):
+    if method in ("static", "set", "deepr", "rigl", "topkast", "topkast_powerprop"):
         assert all(counts == seen[0] for counts in seen)
-    if method in ("dsr", "sm", "oneshot", "lottery", "lottery_flops", "retrain_mask", "retrain_mask_flops", "snip"):
+    exact = ("dsr", "sm", "oneshot", "lottery", "lottery_flops", "imp", "retrain_mask", "retrain_mask_flops", "snip")
+    if method in (*exact, "edge_popup", "iterand"):
         assert {sum(counts) for counts in seen} == {kept}
+    if method == "acdc":  # an epoch of each
+        assert [sum(counts) for counts in seen] == [total] * 4 + [kept] * 4
     if method == "dpf":  # refreshes after 2, 4, 6 and 8 steps, the ramp ends after 6
         ramp = [0, 2, 2, 4, 4, 6, 6, 6]
         assert [sum(c) for c in seen] == [kept_of(total, 0.9 - 0.9 * (1 - i / 6) ** 3) for i in ramp]
-    if method in ("gmp", "compressed", "incremental"):
+    if method in ("gmp", "compressed", "incremental", "woodfisher"):
         ramp = [0, 1, 1, 2, 2, 3, 3, 4]  # prunings after 2, 4, 6 and 8 steps
         assert [sum(c) for c in seen] == [kept_of(total, 0.9 - 0.9 * (1 - i / 4) ** 3) for i in ramp]
     assert (len(digests) > 1) == (method in MOVING)
@@ -342,9 +377,9 @@ def test_the_seeds_of_a_run_by_hand(tmp_path: Path) -> None:
 
 def numeric(method: str) -> list[str]:
     """The options with a number in conf/method, read without composing: this runs at every collection."""
-    option = OmegaConf.load(CONF / "method" / f"{method}.yaml")
+    option: Any = OmegaConf.to_container(OmegaConf.load(CONF / "method" / f"{method}.yaml"), resolve=False)
     section = option.get("method", option)
-    return [k for k, v in section.items() if type(v) in (int, float) and k != "revision"]
+    return [k for k, v in section.items() if type(v) in (int, float) and k not in ("revision", *SIGNED)]
 
 
 def problem(method: str, option: str, value: str) -> str:

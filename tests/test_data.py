@@ -84,7 +84,7 @@ def test_option_names_every_keyword_of_its_builder(name: str) -> None:
     assert set(get_type_hints(builder(name))) == {*parameters, "return"}
     assert set(section) == {*parameters, "name", "revision", "_target_"} - {"root"}
     assert section["name"] == name
-    check(section, "dataset", ("root",))
+    check(compose([f"dataset={name}"])["dataset"], "dataset", ("root",))
     for option, parameter in parameters.items():
         if parameter.default is not Parameter.empty:
             assert section[option] == parameter.default, option

@@ -18,7 +18,7 @@ from matplotlib.colors import to_hex
 from results import document, draw
 from results.address import PAPERS, figures, select
 from results.collect import Collection, collect
-from results.figure import KINDS, UNDRAWABLE, Figure, Grid, NotDrawn, Plotted, Series, choose, recorder_of, records
+from results.figure import KINDS, Figure, Grid, NotDrawn, Plotted, Series, choose, recorder_of, records
 from results.plan import plan
 from results.series import plot
 from runner import identity
@@ -350,6 +350,58 @@ def test_a_heatmap_says_why_a_place_is_empty(papers: Path, tmp_path: Path) -> No
     assert "toys/one: not drawn: set/s80 (diverged)." in plotted.remarks
 
 
+# Schedules
+
+
+SCHEDULES = {
+    "title": "Toys",
+    "plot": "schedule",
+    "kind": "config",
+    "read": "method.final_threshold",
+    "overrides": ["schedule.epochs=4", "schedule.lr='1:2 -> 0.2, 3:4 -> 0.1'", "method.final_threshold=2"],
+    "rows": [
+        {"id": "linear", "title": "Linear", "overrides": ["method=stds", "method.scheduler=linear"]},
+        {"id": "lats", "title": "LATS", "overrides": ["method=lats", "method.learning_rate=run"]},
+    ],
+    "columns": [{"id": "d", "title": "d"}],
+}
+
+
+def test_schedules_by_hand(papers: Path) -> None:
+    """From the configurations alone: 400 steps, of which the first 200 have twice the learning rate of the others."""
+
+    def series(fields: dict[str, Any]) -> tuple[Series, ...]:
+        (figure,) = choose(["toys/one"], write_figure(papers, fields))
+        return plot(figure, Collection({}), None, compose, papers).series
+
+    linear, lats = series(SCHEDULES)
+    assert (linear.title, lats.title) == ("Linear", "LATS")
+    assert linear.x == lats.x == pytest.approx([t / 400 for t in range(401)])
+    assert linear.mean == pytest.approx([t / 200 for t in range(401)])
+    assert [lats.mean[t] for t in (0, 100, 200, 300, 400)] == pytest.approx([0, 2 / 3, 4 / 3, 5 / 3, 2])
+    linear, lats = series({**SCHEDULES, "quantity": "l1_penalty"})
+    assert lats.mean == pytest.approx([1.0] * 400)
+    assert linear.mean == pytest.approx([0.75] * 200 + [1.5] * 200)
+    waiting = {**SCHEDULES["rows"][1], "needs": ["method=x"]}
+    assert [each.title for each in series({**SCHEDULES, "rows": [SCHEDULES["rows"][0], waiting]})] == ["Linear"]
+    with pytest.raises(Misuse, match=r"^toys/one/str/d: str has no threshold schedule; it cannot be drawn\.$"):
+        rows = [{"id": "str", "title": "STR", "overrides": ["method=str"]}]
+        series({**SCHEDULES, "read": "method.s_init", "rows": rows, "overrides": []})
+    with pytest.raises(Misuse, match=r"unknown quantity 'threshhold'\. Did you mean 'threshold'"):
+        series({**SCHEDULES, "quantity": "threshhold"})
+
+
+def test_schedules_are_drawn_without_runs_and_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys, scripts.make_figures as f\n"
+        f"assert f.main(['lats/figure1', '--runs', {str(tmp_path)!r}, '--out', {str(tmp_path)!r}]) == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"lats_figure1.png", "lats_figure1.svg"}
+
+
 # What is not there yet
 
 
@@ -363,8 +415,8 @@ def test_a_figure_that_needs_something_says_what(papers: Path, tmp_path: Path) -
     runs = some_runs(tmp_path / "runs")
     with pytest.raises(NotDrawn, match=r"^toys/one: needs: metric=a/b\.$"):
         drawn(papers, {**POINTS, "needs": ["metric=a/b"]}, runs)
-    with pytest.raises(NotDrawn, match=r"^toys/one: needs: plot=schedule\.$"):
-        drawn(papers, own(plot="schedule"), runs)
+    with pytest.raises(NotDrawn, match=r"^toys/one: needs: plot=strange\.$"):
+        drawn(papers, {**POINTS, "needs": ["plot=strange"]}, runs)
     rows = [{**row, "needs": ["method=x"]} for row in TABLE["rows"]]
     with pytest.raises(NotDrawn, match=r"^toys/one: needs: model=y, method=x\.$"):
         drawn(papers, own(rows=rows, needs=["model=y"]), runs)
@@ -695,7 +747,7 @@ def test_the_projects_figures_load() -> None:
 @pytest.mark.parametrize("address", figures(), ids=str)
 def test_no_figure_waits_for_what_is_there(address: str) -> None:
     """Plots, records and their metrics that have landed must be taken out of `needs`, or it is never drawn."""
-    drawable = {f"plot={kind}" for kind in KINDS if kind not in UNDRAWABLE}
+    drawable = {f"plot={kind}" for kind in KINDS}
     for need in document.load(figures(PAPERS)[address]).get("needs", ()):
         assert need not in drawable | {f"record={name}" for name in RECORDERS}, need
         assert not need.startswith("metric=") or recorder_of(need.removeprefix("metric=")) is None, need
@@ -711,9 +763,10 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "demo/digits would be empty: demo/digits has no run with a value for it yet.\n"
-    assert make_figures.main(arguments) == 0  # asked for all, those without runs are only named
+    assert make_figures.main(["dsr", "demo", *arguments]) == 0  # asked for all, those without runs are only named
     captured = capsys.readouterr()
-    assert captured.out == "" and len(captured.err.splitlines()) == len(figures())
+    mine = [name for name in figures() if name.startswith(("dsr/", "demo/"))]
+    assert captured.out == "" and len(captured.err.splitlines()) == len(mine) > 4
     assert not (tmp_path / "out").exists()
 
 
@@ -749,7 +802,7 @@ def test_matplotlib_and_torch_are_not_loaded_for_nothing(tmp_path: Path) -> None
     arguments = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     code = (
         "import sys, scripts.make_figures as f\n"
-        f"assert f.main({arguments!r}) == 0\n"
+        f"assert f.main(['demo', *{arguments!r}]) == 0\n"
         "print({'matplotlib', 'torch'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

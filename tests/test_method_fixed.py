@@ -112,6 +112,19 @@ def test_every_round_prunes_what_it_trained_and_starts_anew(tmp_path: Path) -> N
         assert torch.equal(states[-1]["model"][name], torch.where(mask, plain[name], 0.0))
 
 
+def test_equal_rounds_prune_what_they_trained(tmp_path: Path) -> None:
+    """Two rounds to 64 % left: 80 % and 80 % of those."""
+    given = [*SMALL, "method=imp", "method.sparsity=0.36", "method.rounds=2"]
+    config, (dense, first, second) = chain(tmp_path, *given)
+    assert config["start"]["parent"]["method"] | {"sparsity": 0} == config["method"] | {"rounds": 1, "sparsity": 0}
+    assert config["start"]["parent"]["start"]["parent"]["method"]["name"] == "dense"
+    for parent, child, sparsity in ((dense, first, 0.2), (first, second, 0.36)):
+        kept = torch.cat([mask.flatten() for mask in child["method"]["masks"].values()])
+        trained = torch.cat([parent["model"][name].abs().flatten() for name in child["method"]["masks"]])
+        assert int(kept.sum()) == kept_of(kept.numel(), sparsity)
+        assert float(trained[kept].min()) >= float(trained[~kept].max())
+
+
 def test_a_ticket_without_a_parent_is_refused(bench: Any, gaussian: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="a lottery ticket needs a parent run's weights"):
         bench(Lottery(sparsity=0.5), gaussian(SHAPES, 0))

@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.allocation import prunable_weights
 from models.catalog import timm_model, torchvision_model
 from models.densenet import densenet
 from models.lenet import lenet_300_100
+from models.mobilenet import mobilenet_v1
 from models.report import CONF, build, section
 from models.resnet import resnet50
 from models.resnet_cifar import resnet_cifar
@@ -27,7 +29,12 @@ from models.vgg import vgg
 from models.wide_resnet import wide_resnet
 
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
-SIDES = {"vgg16_d": 32}  # pixels of the smallest image a model takes, where 8 are too few
+TEXT = {name for name in NAMES if name.startswith("transformer")}  # predicts words: tests/test_transformer_xl.py
+RECURRENT = {"lstm", "bilstm"}
+CLASSIFIERS = [name for name in NAMES if name not in TEXT]
+SIDES = {"vgg16_d": 32, "vgg11": 32}  # pixels of the smallest image a model takes, where 8 are too few
+# Where an option of conf/model is another network than its builder's defaults make.
+DIFFERENT = {"vgg11": {"hidden", "dropout", "last_pool"}}
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -36,9 +43,15 @@ def builder(config: dict[str, Any]) -> Any:
     return getattr(import_module(module), function)
 
 
+def shape_for(name: str) -> tuple[int, ...]:
+    """A small input of the option's kind: an image, or a sequence of 7 of 12 ids."""
+    return (12, 7) if name in RECURRENT else (3, SIDES.get(name, 8), SIDES.get(name, 8))
+
+
 def test_the_expected_options_exist() -> None:
     assert {"lenet_300_100", "wrn_28_2", "wrn_28_10", "resnet50", "timm", "torchvision"} <= set(NAMES)
-    assert {"resnet20", "resnet32", "resnet56", "vgg16_d", "densenet_40_12"} <= set(NAMES)
+    assert {"resnet20", "resnet32", "resnet56", "vgg16_d", "densenet_40_12", "vgg11", "conv6", *RECURRENT} <= set(NAMES)
+    assert {"mobilenet_v1", "transformer_xl", "transformer_xl_small"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,27 +66,30 @@ def test_option_names_every_keyword_of_its_builder(name: str) -> None:
     if "name" not in parameters:
         assert config["name"] == name
     for key, parameter in parameters.items():
-        if parameter.default is not Parameter.empty:
+        if parameter.default is not Parameter.empty and key not in DIFFERENT.get(name, ()):
             value = config[key]
             assert (tuple(value) if isinstance(value, list) else value) == parameter.default, key
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_option_computes_and_every_parameter_gets_a_gradient(name: str) -> None:
-    in_shape = (3, SIDES.get(name, 8), SIDES.get(name, 8))
+    in_shape = shape_for(name)
     model = build(section(name), in_shape, num_classes=5)
     assert model.training
-    logits = model(torch.randn(4, *in_shape))
+    logits = model(torch.randn(4, *in_shape) if name not in RECURRENT else torch.randint(2, 12, (4, 7)))
     assert logits.shape == (4, 5)
     logits.square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("wrn_28_4", "wrn_28_8", "wrn_28_10")])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in CLASSIFIERS if name not in ("wrn_28_4", "wrn_28_8", "wrn_28_10", "resnet101", "wide_resnet50_2")],
+)
 def test_option_depends_on_the_seed_alone(name: str) -> None:
     def first_weights(seed: int) -> list[nn.Parameter]:
         torch.manual_seed(seed)
-        model = build(section(name), (3, SIDES.get(name, 8), SIDES.get(name, 8)), num_classes=3)
+        model = build(section(name), shape_for(name), num_classes=3)
         return [parameter for parameter in model.parameters() if parameter.ndim > 1][:3]
 
     once, again, other = first_weights(0), first_weights(0), first_weights(1)
@@ -500,6 +516,21 @@ def test_resnet50_v1_moves_the_stride_and_nothing_else() -> None:
     }
 
 
+def test_resnet50_of_the_official_codes_of_str_and_lats() -> None:
+    """He-normal by fan-in, and a classifier without biases that starts alike."""
+    torch.manual_seed(0)
+    model: Any = resnet50(num_classes=100, in_shape=(3, 32, 32), init="kaiming_normal_in", classifier="convolution")
+    assert model.fc.bias is None
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and module.weight.numel() > 5000:
+            fan = module.weight[0].numel()
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan), rel=0.05)
+    plain: Any = resnet50(num_classes=100, in_shape=(3, 32, 32), classifier="convolution")
+    assert plain.fc.weight.std().item() == pytest.approx(math.sqrt(2 / 100), rel=0.05)  # fan-out
+    uniform: Any = resnet50(num_classes=100, in_shape=(3, 32, 32), init="kaiming_uniform", classifier="convolution")
+    assert uniform.fc.bias is None and float(uniform.fc.weight.detach().abs().max()) <= math.sqrt(6 / 2048) * 1.0001
+
+
 def test_resnet50_options() -> None:
     assert resnet50(num_classes=3, in_shape=(1, 32, 32))(torch.randn(2, 1, 32, 32)).shape == (2, 3)
     model: Any = resnet50(num_classes=3, in_shape=(3, 32, 32), zero_init_residual=True)
@@ -602,3 +633,143 @@ def test_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch: pytest.
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", no_network)
     with pytest.raises(ValueError, match=r"weights of timm's 'resnet18' cannot be had.*no route"):
         timm_model(name="resnet18", num_classes=7, in_shape=(3, 32, 32), pretrained=True)
+
+
+# MobileNetV1
+
+
+def test_mobilenet_has_the_layers_of_the_public_code_by_name() -> None:
+    with torch.device("meta"):
+        model = mobilenet_v1(num_classes=1000, in_shape=(3, 224, 224))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 4_231_976
+    weights = prunable_weights(model)
+    names = ["model.0.0", *(f"model.{block}.{layer}" for block in range(1, 14) for layer in (0, 3)), "fc"]
+    assert list(weights) == [f"{name}.weight" for name in names]  # LATS, table 12
+    kept = set(weights) - set(prunable_weights(model, ["model.*.0"]))
+    assert kept == {f"model.{block}.0.weight" for block in range(14)}
+    # AC/DC, B.3: 90 % of the pruned parameters are 88.57 % of all (batch norm counted, the classifier's bias not).
+    dense = sum(weights[name].numel() for name in kept)
+    assert dense == 864 + 44_640
+    assert f"{90 * (4_209_088 - dense) / (4_231_976 - 1000):.2f}" == "88.57"
+
+
+def test_mobilenet_by_hand() -> None:
+    """Two of its blocks, and the end, as plain functions; the strides show in the sides of the last feature map."""
+    model = shaken(mobilenet_v1(num_classes=5, in_shape=(3, 64, 64), width=0.25)).eval()
+    x = torch.randn(2, 3, 64, 64)
+
+    def normed(block: nn.Module, at: int, images: Tensor, **how: Any) -> Tensor:
+        out = F.conv2d(images, block[at].weight, **how)
+        norm = block[at + 1]
+        return F.relu(F.batch_norm(out, norm.running_mean, norm.running_var, norm.weight, norm.bias))
+
+    blocks = model.model
+    stem = normed(blocks[0], 0, x, stride=2, padding=1)
+    assert stem.shape == (2, 8, 32, 32)
+    first = normed(blocks[1], 3, normed(blocks[1], 0, stem, padding=1, groups=8))
+    assert torch.allclose(blocks[:2](x), first, atol=1e-5)
+    second = normed(blocks[2], 3, normed(blocks[2], 0, first, stride=2, padding=1, groups=16))
+    assert torch.allclose(blocks[:3](x), second, atol=1e-5)
+    last = blocks[:14](x)
+    assert last.shape == (2, 256, 2, 2)
+    assert torch.allclose(model(x), model.fc(last.mean((2, 3))), atol=1e-5)
+
+
+# The networks of Chijiwa et al. 2021
+
+
+def counted(name: str, in_shape: tuple[int, ...], classes: int, **options: Any) -> tuple[int, int]:
+    """(weights of convolutions, weights of convolutions and linear layers), counted from the modules."""
+    with torch.device("meta"):
+        model = build({**section(name), **options}, in_shape, classes)
+    conv = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d))
+    return conv, conv + sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+
+
+@pytest.mark.parametrize(("name", "printed"), [("resnet34", "6.38M"), ("resnet50", "7.04M"), ("resnet101", "12.72M")])
+def test_table_4_counts_what_is_left_of_the_convolutions(name: str, printed: str) -> None:
+    conv, _ = counted(name, (3, 224, 224), 1000)
+    assert f"{0.3 * conv / 1e6:.2f}M" == printed
+
+
+def test_table_4s_dense_counts_are_those_of_a_3x3_stem() -> None:
+    for name, printed, own in (("resnet18", "11.16M", "11.17M"), ("resnet34", "21.26M", "21.27M")):
+        assert f"{counted(f'{name}_cifar', (3, 32, 32), 10)[0] / 1e6:.2f}M" == printed
+        assert f"{counted(name, (3, 224, 224), 1000)[0] / 1e6:.2f}M" == own
+
+
+def test_table_9_counts_convolutions_and_classifier() -> None:
+    assert f"{counted('wide_resnet50_2', (3, 224, 224), 1000)[1] / 1e6:.1f} M" == "68.8 M"
+    assert f"{counted('resnet50', (3, 224, 224), 1000, width=2.0)[1] / 1e6:.1f} M" == "97.8 M"
+
+
+@pytest.mark.parametrize("width", [0.25, 1.0, 1.3])
+def test_the_width_scales_all_but_the_stem_and_the_logits(width: float) -> None:
+    with torch.device("meta"):
+        model: Any = build({**section("resnet18_cifar"), "width": width}, (3, 32, 32), 10)
+    w = [int(channels * width) for channels in (64, 128, 256, 512)]
+    stem = model.conv1
+    assert (stem.out_channels, stem.kernel_size, stem.stride) == (64, (3, 3), (1, 1))
+    assert [group[1].conv2.out_channels for group in (model.layer1, model.layer2, model.layer3, model.layer4)] == w
+    assert model.layer1[0].conv1.in_channels == 64 and (model.layer1[0].downsample is None) == (width == 1)
+    assert tuple(model.fc.weight.shape) == (10, w[3])
+    assert model(torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, 10)
+
+
+def test_the_families_are_torchvisions() -> None:
+    import torchvision
+
+    for name in ("resnet18", "resnet34", "resnet101", "wide_resnet50_2"):
+        with torch.device("meta"):
+            own = build(section(name), (3, 64, 64), 1000)
+            other = torchvision.models.get_model(name)
+        assert {k: v.shape for k, v in own.state_dict().items()} == {k: v.shape for k, v in other.state_dict().items()}
+        convolutions = [[m for m in model.modules() if isinstance(m, nn.Conv2d)] for model in (own, other)]
+        for mine, theirs in zip(*convolutions, strict=True):
+            assert (mine.stride, mine.padding) == (theirs.stride, theirs.padding)
+
+
+def test_conv6_is_the_network_of_table_1() -> None:
+    model = build({**section("conv6"), "width": 0.25}, (3, 32, 32), 10)
+    convolutions = [m for m in model if isinstance(m, nn.Conv2d)]
+    assert [m.out_channels for m in convolutions] == [16, 16, 32, 32, 64, 64]
+    assert [tuple(m.weight.shape) for m in model if isinstance(m, nn.Linear)] == [(64, 1024), (64, 64), (10, 64)]
+    x = torch.randn(2, 3, 32, 32)
+    by_hand = x
+    for index, layer in enumerate(convolutions):
+        by_hand = F.conv2d(by_hand, layer.weight, layer.bias, padding=1).relu()
+        by_hand = F.max_pool2d(by_hand, 2) if index % 2 else by_hand
+    by_hand = by_hand.flatten(1)
+    linear = [m for m in model if isinstance(m, nn.Linear)]
+    for layer in linear[:2]:
+        by_hand = F.linear(by_hand, layer.weight, layer.bias).relu()
+    assert torch.allclose(model(x), F.linear(by_hand, linear[2].weight, linear[2].bias), atol=1e-5)
+    assert not any(p.any() for name, p in model.named_parameters() if name.endswith("bias"))
+
+
+@pytest.mark.parametrize("name", ["conv6", "resnet18_cifar", "resnet50"])
+def test_kaiming_uniform_is_that_of_fan_in(name: str) -> None:
+    torch.manual_seed(0)
+    model = build({**section(name), "init": "kaiming_uniform"}, (3, 32, 32), 10)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = math.sqrt(6 / module.weight[0].numel())
+            assert 0.95 * bound < float(module.weight.detach().abs().max()) <= 1.0001 * bound
+            assert float(module.weight.detach().double().var()) == pytest.approx(bound**2 / 3, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("conv6", {"width": 0.01}, "a width of 0.01 leaves no channel"),
+        ("conv6", {"init": "zeros"}, "init is 'kaiming_normal', 'kaiming_normal_in' or 'kaiming_uniform', not 'zeros'"),
+        ("resnet50", {"classifier": "dense"}, "classifier is 'linear' or 'convolution', not 'dense'"),
+        ("resnet18", {"depth": 20}, "depth is 18, 34, 50, 101, not 20"),
+        ("resnet18", {"bottleneck": 128}, "a ResNet-18 has no bottlenecks; leave bottleneck at 64"),
+        ("resnet18", {"stem": "mnist"}, "stem is 'imagenet' or 'cifar', not 'mnist'"),
+        ("resnet50", {"width": 0.001}, "leaves no channel of 64"),
+    ],
+)
+def test_these_networks_reject_what_makes_no_sense(name: str, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build({**section(name), **wrong}, (3, 32, 32), 10)

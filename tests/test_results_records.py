@@ -132,6 +132,18 @@ def test_values_of_other_parts_of_the_summary(tmp_path: Path) -> None:
         assert record.value(absent) is None, absent
 
 
+def test_zeroed_layers_are_counted(tmp_path: Path) -> None:
+    path = write_run(tmp_path, SET)
+    layers = {name: {"nonzero": n, "total": 8} for name, n in (("a.weight", 0), ("b.weight", 1), ("c.weight", 0))}
+    for broken, count in ((None, 2.0), ({"nonzero": "many", "total": 8}, None)):
+        change_json(path / "summary.json", layers={**layers, **({} if broken is None else {"d.weight": broken})})
+        record, _ = read_directory(path)
+        assert record.value("effective/zeroed_layers") == count
+    change_json(path / "summary.json", layers={})
+    record, _ = read_directory(path)
+    assert record.value("effective/zeroed_layers") is None
+
+
 @pytest.mark.parametrize("stored, value", [(0.0, 0.0), (0, 0.0), ("inf", math.inf), ("-inf", -math.inf)])
 def test_a_value_is_what_was_stored(tmp_path: Path, stored: Any, value: float) -> None:
     record, _ = read_directory(write_run(tmp_path, SET, accuracy=stored))

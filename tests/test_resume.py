@@ -34,7 +34,8 @@ DIGITS = ["dataset=digits", "dataset.train_subset=36", "schedule.batch_size=10"]
 KINDS = {
     "plain": [*DIGITS, "model.hidden=[20,10]"],
     "accumulated": [*DIGITS, "model.hidden=[20,10]", "schedule.accumulate=3"],
-    "recorded": [*DIGITS, "model.hidden=[20,10]", "model.batch_norm=all", "trainer.records=[mask_dynamics,layers]"],
+    "recorded": [*DIGITS, "model.hidden=[20,10]", "model.batch_norm=all", "schedule.l2=1e-3",
+                 "trainer.records=[mask_dynamics,layers,thresholds,gradient_to_decay]"],
     "dropout": [*DIGITS, "model=wrn_28_2", "model.depth=10", "model.width=1", "model.dropout=0.3"],
     "streamed": ["dataset=imagenet", "dataset.num_classes=3", "dataset.train_size=12", "dataset.test_size=6",
                  "dataset.side=16", "dataset.resize=20", "model.hidden=[8]", "schedule.batch_size=4"],
@@ -78,6 +79,9 @@ def parents(method: str) -> list[str]:
     if method.startswith("lottery"):
         first = f"'method=lottery','method.sparsity=0.2',{LEARNS},\"start.parent={PARENT}\""
         return ["method.sparsity=0.36", f"start.parent=[{first}]"]
+    if method == "imp":
+        first = f"'method=imp','method.sparsity=0.2','method.rounds=1',{LEARNS},\"start.parent={PARENT}\""
+        return ["method.sparsity=0.36", "method.rounds=2", f"start.parent=[{first}]"]
     if compose([f"method={method}"])["start"] is None:
         return []
     mild = f"method.sparsity={0.1 if 'structured' in method else 0.3}"  # a parent that is no better than chance is none

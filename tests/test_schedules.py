@@ -13,6 +13,7 @@ from methods.schedules import (
     EpochRanges,
     LearningRate,
     cubic,
+    imp_parent,
     is_epoch_field,
     is_epoch_ranges,
     step_of,
@@ -92,6 +93,18 @@ def test_learning_rate_of_a_warm_up() -> None:
     assert [lr.at(p) for p in (0, 1.25, 2.5, 5, 50)] == pytest.approx([0, 0.064, 0.128, 0.256, 0.256])
     lr = rate(0.4, 90, warmup_epochs=5, warmup_from=0.1, decay="step", milestones=(30,), gamma=0.5)
     assert [lr.at(p) for p in (0, 2.5, 5, 30)] == pytest.approx([0.1, 0.25, 0.4, 0.2])
+
+
+def test_a_learning_rate_that_changes_between_epochs() -> None:
+    """As in the official codes of STR and LATS: (n + 1) / 5 of the rate in epoch n of the warm-up, then the cosine."""
+    lr = rate(0.256, 100, decay="cosine", warmup_epochs=5, changes="epoch")
+    assert [lr.at(p) for p in (0, 0.99, 1, 4.5)] == pytest.approx([0.0512, 0.0512, 0.1024, 0.256])
+    cosine = [0.128 * (1 + math.cos(math.pi * n / 95)) for n in (0, 0, 1, 94)]
+    assert [lr.at(p) for p in (5, 5.99, 6, 99.9)] == pytest.approx(cosine)
+    short = rate(0.4, 2, warmup_epochs=0.1, warmup_from=0.2, changes="epoch")  # a profile's
+    assert [short.at(p) for p in (0, 0.05, 1)] == pytest.approx([0.4] * 3)
+    from_ranges = rate("1:1 -> 0.1, 2:3 -> 0.2", 3, decay="step", milestones=(1.5,), gamma=0.5, changes="epoch")
+    assert [from_ranges.at(p) for p in (0.5, 1.6, 2)] == pytest.approx([0.1, 0.2, 0.1])
 
 
 def test_learning_rate_of_a_cosine() -> None:
@@ -190,3 +203,28 @@ def test_stretched_ranges_cover_the_stretched_run(count: int, seed: int, factor:
         assert values == list(range(count))  # none is lost, and parse has checked that each has an epoch
     else:
         assert len(values) == total and values == sorted(values)
+
+
+def test_the_last_epochs_have_a_rate_of_their_own() -> None:
+    """0.1 x (i / 5) in the i-th of 5 epochs, a cosine over 95, then 5 epochs at 1e-5 (Chijiwa et al. 2021, B.2)."""
+    given = {"decay": "cosine", "warmup_epochs": 5, "final_epochs": 5, "final": 1e-5}
+    by_epoch = rate(0.1, 105, **given, changes="epoch")
+    assert [by_epoch.at(i + part) for i in range(5) for part in (0.0, 0.7)] == pytest.approx(
+        [0.02, 0.02, 0.04, 0.04, 0.06, 0.06, 0.08, 0.08, 0.1, 0.1]
+    )
+    assert [by_epoch.at(e) for e in (5.5, 99.99)] == pytest.approx([0.1, 0.05 * (1 + math.cos(math.pi * 94 / 95))])
+    by_step = rate(0.1, 105, **given)
+    assert by_step.at(5) == pytest.approx(0.1) and by_step.at(52.5) == pytest.approx(0.05)
+    assert 0 < by_step.at(99.99) < 1e-6
+    assert [lr.at(e) for lr in (by_epoch, by_step) for e in (100, 102.5, 104.99)] == [1e-5] * 6
+    short = rate(0.1, 20, warmup_epochs=0.952, final_epochs=0.952, final=0.01)  # a profile's fractions
+    assert [short.at(p) for p in (0.952, 19.04, 19.05)] == [0.1, 0.1, 0.01]
+
+
+def test_the_rounds_of_magnitude_pruning_keep_equal_shares() -> None:
+    """1 - 0.1^(2/3) and 1 - 0.1^(1/3), then dense."""
+    assert imp_parent(0.9, 3) == ["method=imp", "method.sparsity=0.784556530997", "method.rounds=2"]
+    assert imp_parent(0.784556530997, 2)[:2] == ["method=imp", "method.sparsity=0.535841116639"]
+    assert imp_parent(0.535841116639, 1) == ["method=dense"]
+    for sparsity, rounds in ((1.2, 3), ("much", 3), (0.9, 0)):
+        assert imp_parent(sparsity, rounds) == ["method=dense"]  # type: ignore[arg-type]

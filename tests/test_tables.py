@@ -325,6 +325,18 @@ DIFFERING = {
     "dpf/table3/dsr_s80/reached",
     "dpf/table3/dsr_s80/remaining",
     "dpf/table3/incremental_s80/reached",
+    # Printed rounded up.
+    *(f"acdc/architecture/{name}/inference" for name in ("rigl_s80", "rigl_erk_s80")),
+    *(f"acdc/architecture/topkast_{name}_s80_b{b}/inference" for name, b in [("1x", 50), ("1x", 0), ("1x", 60)]),
+    *(f"acdc/architecture/topkast_2x_s80_b{b}/inference" for b in (0, 60)),
+    *(f"acdc/architecture/mobilenet_rigl_erk_s{s}/training" for s in (75, 90)),
+    "acdc/table11/topkast_2x_s98_b95/backward",
+    "acdc/text/acdc14_phase/value",
+    *(f"iterand/table4/{name}/params" for name in ("resnet18_sgd", "resnet34_sgd", "resnet101_edge_popup")),
+    *(f"iterand/table4/{name}_edge_popup/sparsity" for name in ("resnet34", "resnet101")),
+    # RigL and Top-KAST at batches of 4096 in their own papers, all at 256 here.
+    *(f"lats/table3/{name}/batch_size" for name in ("rigl_erk", "topkast_powerprop", "topkast_powerprop_erk")),
+    "lats/text/powerprop_batch_size/value",
 }
 
 

@@ -107,4 +107,5 @@ def _metric(name: str) -> str:
     return f"{metric} of the {_WHEN.get(part, f'{part} record')}"
 
 
-_WHEN = {"": "last epoch", "best": "best epoch at target sparsity", "dense": "kept dense checkpoint"}
+_WHEN = {"": "last epoch", "best": "best epoch at target sparsity"}
+_WHEN |= {name: f"kept {name} checkpoint" for name in ("dense", "sparse")}
