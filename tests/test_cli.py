@@ -85,4 +85,4 @@ def test_help_imports_no_torch() -> None:
     code = "import sys; from runner.__main__ import main; main(['--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=CONF.parent, capture_output=True, text=True)
     assert done.returncode == 0
-    assert "method: compressed, deepr, dense" in done.stdout
+    assert "method: acdc, acdc_dense, compressed" in done.stdout
