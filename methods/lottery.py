@@ -12,6 +12,7 @@ from torch import Tensor
 from methods.allocation import kept_of
 from methods.base import Context, Masked
 from methods.ranking import top_over_all, top_per_layer
+from methods.schedules import Epochs
 
 
 @dataclass(kw_only=True)
@@ -56,6 +57,18 @@ class Lottery(Ticket):
     """
 
     rate: Annotated[float, "0 < x < 1"] = 0.2
+
+
+@dataclass(kw_only=True)
+class Rewound(Lottery):
+    """Iterative magnitude pruning whose rounds begin with the weights of an early epoch, not with the initial ones.
+
+    Frankle et al. 2020 (Linear mode connectivity and the lottery ticket hypothesis), section 4: train the first
+    `rewind_epochs`; from there to the end, dense; prune; set the survivors to what they were after `rewind_epochs`,
+    train from there to the end; and so on. The optimizer begins anew in every round. `sparsity` 0 is the dense round.
+    """
+
+    rewind_epochs: Annotated[Epochs, "0 < x"]
 
 
 @dataclass(kw_only=True)

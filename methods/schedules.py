@@ -110,7 +110,7 @@ def learning_rate(schedule: Mapping[str, Any]) -> LearningRate:
     """The learning rate that a `schedule` section describes."""
     return LearningRate(
         base=EpochRanges.parse(schedule["lr"]),
-        epochs=schedule.get("lr_from_epoch", 0.0) + schedule["epochs"],
+        epochs=schedule.get("lr_epochs") or schedule.get("lr_from_epoch", 0.0) + schedule["epochs"],
         decay=schedule["decay"],
         milestones=tuple(schedule["milestones"]),
         gamma=schedule["gamma"],
@@ -142,6 +142,21 @@ def lottery_parent(sparsity: float, rate: float) -> list[str]:
     if rounds < 2:
         return ["method=dense"]
     return ["method=lottery", f"method.sparsity={1 - (1 - rate) ** (rounds - 1):.12g}", f"method.rate={rate:.12g}"]
+
+
+def rewound_parent(sparsity: float, rate: float, rewind_epochs: float) -> list[str]:
+    """The overrides of the run that a round of conf/method/lottery_rewound.yaml starts from.
+
+    The rounds are those of `lottery_parent`; before the first one stands a round of `sparsity` 0, dense, whose parent
+    is the beginning of the training, its first `rewind_epochs`.
+    """
+    numbers = all(isinstance(value, int | float) for value in (sparsity, rate, rewind_epochs))
+    if not numbers or not rewind_epochs > 0 or not 0 < rate < 1:  # the method will say so, with its option's name
+        return ["method=dense"]
+    if sparsity == 0:
+        return ["method=dense", f"schedule.until_epoch={rewind_epochs:.12g}"]
+    before = lottery_parent(sparsity, rate)[1:] or ["method.sparsity=0", f"method.rate={rate:.12g}"]
+    return ["method=lottery_rewound", *before, f"method.rewind_epochs={rewind_epochs:.12g}"]
 
 
 def difference(whole: Any, part: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from methods.schedules import EpochRanges, is_epoch_ranges, stretch
+from methods.schedules import EpochRanges, is_epoch_ranges, stretch, whole_epochs
 from runner.compositions import Compositions, Kept, variables
 from runner.errors import Misuse, nearest
 from runner.identity import SCIENCE, Config, key, parent_config
@@ -29,6 +29,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 # What a parent run does not inherit from its child: it has a method, a schedule and a start of its own.
 _OWN = ("method", "schedule", "start")
 #: What a stage may take from its parent: its weights, its mask (with initial weights), both, or neither.
+INITIALIZATIONS = ("original", "random", "rewound")
 TAKES = ("weights", "mask", "weights_and_mask", "init")
 
 
@@ -185,10 +186,31 @@ def _finish(config: Config, overrides: Sequence[str]) -> Config:
         whole = factor * extend
         config = {name: value if name == "profile" else stretch(value, whole) for name, value in config.items()}
         check_ranges(config)
+        _take_part(config["schedule"])
     except ValueError as error:
         raise Misuse(f"{error}.") from None
     config["start"] = embedded
     return config
+
+
+def _take_part(schedule: dict[str, Any]) -> None:
+    """Of a schedule its epochs `from_epoch` to `until_epoch`, whole ones, at the learning rates of the whole."""
+    first, last, epochs = schedule.get("from_epoch", 0), schedule.get("until_epoch"), schedule["epochs"]
+    if (first == 0 and last is None) or not isinstance(epochs, int | float):
+        return
+    for name, value in (("from_epoch", first), ("until_epoch", last)):
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise ValueError(f"schedule.{name} = {value!r} should be a number of epochs")
+    first = whole_epochs(first, 1) if first > 0 else first
+    last = epochs if last is None else whole_epochs(last, 1)
+    if not 0 <= first < last <= epochs:
+        raise ValueError(
+            f"schedule.from_epoch = {first:g} and schedule.until_epoch = {last:g} should lie in this order within the "
+            f"{epochs:g} epochs of the schedule"
+        )
+    before = schedule.get("lr_from_epoch", 0)
+    schedule |= {"from_epoch": first, "until_epoch": last, "epochs": last - first}
+    schedule |= {"lr_epochs": before + epochs, "lr_from_epoch": before + first}
 
 
 def _factor(profile: dict[str, Any], epochs: Any) -> float:
@@ -215,8 +237,10 @@ def _embed_parent(start: dict[str, Any], overrides: Sequence[str]) -> tuple[dict
     if take not in TAKES:
         raise Misuse(f"start.take = {take!r} should be one of {', '.join(TAKES)}.")
     initialization = start.get("initialization", "original")
-    if initialization not in ("original", "random"):
-        raise Misuse(f"start.initialization = {initialization!r} should be original or random.")
+    if initialization not in INITIALIZATIONS:
+        raise Misuse(f"start.initialization = {initialization!r} should be one of {', '.join(INITIALIZATIONS)}.")
+    if initialization == "rewound" and "weights" in take:
+        raise Misuse(f"start.initialization = rewound asks for other weights than start.take = {take}; take the mask.")
     checkpoint = start.get("checkpoint", "last")
     if not isinstance(checkpoint, str) or not checkpoint.isidentifier():
         raise Misuse(f"start.checkpoint = {checkpoint!r} should be last, or a name that the parent's method keeps.")

@@ -36,7 +36,7 @@ _RESOLVER = re.compile(rb"\$\{\s*([\w.]+)\s*:")
 _VARIABLE = re.compile(rb"\$\{\s*oc\.env\s*:\s*(\w+)\s*[,}]")
 # The resolvers whose value follows from the configuration alone: OmegaConf's, and runner.hydra_groups' own.
 _PURE = {b"oc.create", b"oc.decode", b"oc.deprecated", b"oc.dict.keys", b"oc.dict.values", b"oc.select"}
-_PURE |= {b"lottery_parent", b"imp_parent", b"difference"}
+_PURE |= {b"lottery_parent", b"imp_parent", b"rewound_parent", b"difference"}
 _ENVIRONMENTS = 8  # cache files kept, of one state of conf/
 
 

@@ -72,6 +72,7 @@ def _execute(
     if summary := world.lead(lambda: _finished(directory, weights)):
         return summary
     parent = _parent(config, progress, stop, world)
+    first = _first(config, progress, stop, world)
     with heard() as signalled, ExitStack() as ending:
         world.lead(lambda: _hold(directory, ending))
         # Another process may have finished it while this one waited for the parent.
@@ -107,7 +108,7 @@ def _execute(
             world.lead(begin)
             trainer = Trainer(experiment, directory, tell, lambda: signalled() or stop(), world)
             if parent is not None:
-                _start_from(trainer, config["start"], parent)
+                _start_from(trainer, config["start"], parent, first)
             history = trainer.fit()
         except Interrupted:
             raise
@@ -204,16 +205,27 @@ def _parent(config: Config, progress: Progress | None, stop: Callable[[], bool],
     return path
 
 
-def _start_from(trainer: Trainer, start: dict[str, Any], parent: Path) -> None:
+def _first(config: Config, progress: Progress | None, stop: Callable[[], bool], world: World) -> Path | None:
+    """Run the first of the runs that a stage builds on, if it rewinds to that one's weights; its directory."""
+    if not config.get("start") or config["start"]["initialization"] != "rewound":
+        return None
+    while parent_config(parent := parent_config(config) or config):
+        config = parent
+    return _parent(config, progress, stop, world)
+
+
+def _start_from(trainer: Trainer, start: dict[str, Any], parent: Path, first: Path | None) -> None:
     """Take from the parent its weights, its mask, or both; weights not taken are the initial ones.
 
     checkpoint: last, or a name under which the parent's method has its best weights kept.
     take: weights | mask (new training within it) | weights_and_mask (fine-tuning) | init (nothing of its training).
-    The initial weights are those of the parent, which the shared seed gives anew, unless start.initialization says so.
+    The initial weights are those of the parent, which the shared seed gives anew, unless start.initialization says
+    otherwise: random ones, or "rewound", those at the end of the chain's first run (Frankle et al. 2020: the weights of
+    an early epoch). `first`: that run's directory.
     """
-    state = trainer.world.lead(lambda: checkpoint.load(parent / "checkpoints"))
-    if state is None:
-        raise ParentFailed(f"the parent run {parent} is complete but has no readable checkpoint; delete it to redo it.")
+    state = _weights_of(parent, trainer.world)
+    if first is not None:
+        trainer.model.load_state_dict(_weights_of(first, trainer.world)["model"])
     take, name = start["take"], start["checkpoint"]
     if name != "last":
         if name not in state.get("kept", {}):
@@ -227,6 +239,13 @@ def _start_from(trainer: Trainer, start: dict[str, Any], parent: Path) -> None:
     if "mask" in take:
         names = trainer.e.method.effective()
         trainer.adopted = state["method"].get("masks", {}), {name: state["model"][name] for name in names}
+
+
+def _weights_of(parent: Path, world: World) -> dict[str, Any]:
+    state: dict[str, Any] | None = world.lead(lambda: checkpoint.load(parent / "checkpoints"))
+    if state is None:
+        raise ParentFailed(f"the parent run {parent} is complete but has no readable checkpoint; delete it to redo it.")
+    return state
 
 
 def _summarise(trainer: Trainer, history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -250,11 +269,11 @@ def _summarise(trainer: Trainer, history: list[dict[str, Any]]) -> dict[str, Any
 
 
 def verdict(final: dict[str, Any], experiment: Experiment) -> tuple[str, str | None]:
-    """completed, or diverged and why: a loss that is not finite, or no better than chance at the end."""
+    """completed, or diverged and why: a loss that is not finite, or no better than chance at a training's end."""
     loss, chance = final["train/loss"], experiment.task.chance_loss
     if not math.isfinite(loss):
         return "diverged", f"the training loss of epoch {final['epoch']} is {loss}"
-    if loss >= chance:
+    if loss >= chance and experiment.schedule.whole:
         return "diverged", f"the final training loss {loss:.4f} is no better than chance ({chance:.4f})"
     return "completed", None
 

@@ -27,7 +27,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from methods.schedules import difference, imp_parent, lottery_parent
+from methods.schedules import difference, imp_parent, lottery_parent, rewound_parent
 from runner.compose import CONF, groups, names
 from runner.errors import Misuse, nearest
 from runner.identity import Config
@@ -36,6 +36,7 @@ from runner.identity import Config
 RESOLVERS: dict[str, Callable[..., Any]] = {
     "lottery_parent": lottery_parent,
     "imp_parent": imp_parent,
+    "rewound_parent": rewound_parent,
     "difference": difference,
 }
 for _name, _function in RESOLVERS.items():

@@ -19,7 +19,8 @@ from runner.errors import Misuse
 class Schedule:
     """How long, in which batches and with which step size a run trains (`conf/schedule`).
 
-    `extend` has been applied when the configuration was composed: all epochs here are those of the longer training.
+    `extend`, `from_epoch` and `until_epoch` have been applied when the configuration was composed: the epochs here are
+    those of the longer training and of the run's own part of it; `lr_epochs` are those of all of it, 0 without parts.
     """
 
     epochs: Annotated[int, "1 <= x"]
@@ -35,6 +36,9 @@ class Schedule:
     final_epochs: Epochs = 0.0
     final_lr: Annotated[float, "0 <= x"] = 0.0
     lr_from_epoch: Epochs = 0.0
+    lr_epochs: Epochs = 0.0
+    from_epoch: Epochs = 0.0
+    until_epoch: Epochs | None = None
     extend: Annotated[float, "0 < x"] = 1.0
     lr_changes: Literal["step", "epoch"] = "step"
     l1: Annotated[float, "0 <= x"] = 0.0
@@ -45,9 +49,10 @@ class Schedule:
     budget: Literal["epochs", "flops"] = "epochs"
 
     def __post_init__(self) -> None:
-        if self.warmup_epochs and self.warmup_epochs >= self.epochs:
+        whole = self.lr_epochs or self.lr_from_epoch + self.epochs
+        if self.warmup_epochs and self.warmup_epochs >= whole:
             raise Misuse(
-                f"schedule.warmup_epochs = {self.warmup_epochs:g} should be below schedule.epochs = {self.epochs}."
+                f"schedule.warmup_epochs = {self.warmup_epochs:g} should be below schedule.epochs = {whole:g}."
             )
         # null leaves an option at the optimizer's own default: what another optimizer's recipe says can be undone.
         self.optimizer = {name: value for name, value in self.optimizer.items() if value is not None}
@@ -57,12 +62,17 @@ class Schedule:
                 f"schedule.lr ends at epoch {ranges.last_epoch}, but the run's learning rates are those of epochs "
                 f"{self.lr_from_epoch:g} to {self.lr_from_epoch + self.epochs:g}; extend its last range."
             )
-        if self.final_epochs and self.warmup_epochs + self.final_epochs >= self.epochs:
+        if self.final_epochs and self.warmup_epochs + self.final_epochs >= whole:
             raise Misuse(
                 f"schedule.final_epochs = {self.final_epochs:g} and the {self.warmup_epochs:g} epochs of warm-up leave "
-                f"nothing of schedule.epochs = {self.epochs}."
+                f"nothing of schedule.epochs = {whole:g}."
             )
         check(self.optimizer, "schedule.optimizer", ("params", "lr", "weight_decay"))
+
+    @property
+    def whole(self) -> bool:
+        """Whether the run ends where its training does."""
+        return not self.lr_epochs or self.lr_from_epoch + self.epochs >= self.lr_epochs
 
     def stretched(self, epochs: int) -> Schedule:
         """The same schedule over so many epochs."""

@@ -60,6 +60,7 @@ BUSY: dict[str, list[str]] = {
     # Eight steps like all others; what a budget of FLOPs does is tests/test_ledger.py's.
     "lottery_flops": ["schedule.budget=epochs"],
     "retrain_mask_flops": ["schedule.budget=epochs"],
+    "lottery_rewound": ["schedule.from_epoch=0"],
     "acdc": [],
     "rigl": ["method.period=2", "method.stop=1.0", "method.from_start=true"],
     "topkast": ["method.period=2"],
@@ -78,7 +79,7 @@ BUSY: dict[str, list[str]] = {
     "gpo": ["method.s_init=-3", "method.beta_decay=2"],
 }
 # Their masks and state never change.
-CALM = {"lottery_flops", "retrain_mask_flops"}
+CALM = {"lottery_flops", "lottery_rewound", "retrain_mask_flops"}
 # The masks of these do not move within the few steps of a test, or are no state of theirs.
 MOVING = set(BUSY) - {"quantised", "sparsevd", "gpo", *CALM}
 # Their sparsity is a share of filters.
@@ -195,7 +196,18 @@ def test_masks_are_exact_and_weights_zero_outside_after_every_step(method: str, 
     assert whole == total and kept == kept_at_the_end(t, config)
     if method in ("static", "set", "deepr", "rigl", "topkast", "topkast_powerprop"):
         assert all(counts == seen[0] for counts in seen)
-    exact = ("dsr", "sm", "oneshot", "lottery", "lottery_flops", "imp", "retrain_mask", "retrain_mask_flops", "snip")
+    exact = (
+        "dsr",
+        "sm",
+        "oneshot",
+        "lottery",
+        "lottery_flops",
+        "lottery_rewound",
+        "imp",
+        "retrain_mask",
+        "retrain_mask_flops",
+        "snip",
+    )
     if method in (*exact, "edge_popup", "iterand"):
         assert {sum(counts) for counts in seen} == {kept}
     if method == "acdc":  # an epoch of each

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from methods.sfp import SFP
 from methods.sparse_momentum import SparseMomentum
 from runner import checkpoint
 from runner.compose import compose
+from runner.errors import Misuse
 from runner.execute import execute
-from runner.experiment import make
+from runner.experiment import make, validate
 from runner.identity import parent_config, run_dir
 
 SHAPES = [(6, 4), (6, 8), (4, 3)]
@@ -123,6 +125,75 @@ def test_equal_rounds_prune_what_they_trained(tmp_path: Path) -> None:
         trained = torch.cat([parent["model"][name].abs().flatten() for name in child["method"]["masks"]])
         assert int(kept.sum()) == kept_of(kept.numel(), sparsity)
         assert float(trained[kept].min()) >= float(trained[~kept].max())
+
+
+def test_rounds_rewind_to_the_weights_of_an_early_epoch(tmp_path: Path) -> None:
+    """The first epochs are those of the whole training; every round begins with what they ended with, masked."""
+    given = [*SMALL[:2], "method=lottery_rewound", "method.rewind_epochs=2"]
+    config, (early, dense, first, second) = chain(tmp_path, *given, "method.sparsity=0.36")
+    stages: list[Any] = [config]
+    while (parent := parent_config(stages[0])) is not None:
+        stages.insert(0, parent)
+    assert [stage["schedule"]["epochs"] for stage in stages] == [2, 38, 38, 38]
+    assert [stage["method"].get("sparsity") for stage in stages] == [None, 0, pytest.approx(0.2), 0.36]
+    whole = make(compose([*SMALL[:2]])).schedule.learning_rate()
+    for stage, begins in zip(stages, (0, 2, 2, 2), strict=True):
+        rates = make(stage).schedule.learning_rate()
+        for position in (0, 0.5, 1.99, stage["schedule"]["epochs"] - 0.01):
+            assert rates.at(position) == whole.at(begins + position)
+    for parent, child, sparsity in ((early, dense, 0.0), (dense, first, 0.2), (first, second, 0.36)):
+        kept = torch.cat([mask.flatten() for mask in child["method"]["masks"].values()])
+        trained = torch.cat([parent["model"][name].abs().flatten() for name in child["method"]["masks"]])
+        assert int(kept.sum()) == kept_of(kept.numel(), sparsity)
+        assert not bool((~kept).any()) or float(trained[kept].min()) >= float(trained[~kept].max())
+    # Rounds that learn nothing show where they began.
+    for sparsity in (0.2, 0.36):
+        _, states = chain(tmp_path, *given, f"method.sparsity={sparsity}", "schedule.lr=0")
+        for name, weight in states[-1]["model"].items():
+            mask = states[-1]["method"]["masks"].get(name, torch.tensor(True))
+            assert torch.equal(weight, torch.where(mask, early["model"][name], torch.zeros_like(weight))), name
+            assert not torch.equal(early["model"][name], dense["model"][name]), name
+
+
+def test_a_round_whose_first_run_is_gone_redoes_it(tmp_path: Path) -> None:
+    """The weights to rewind to are those of the chain's first run, not of the direct parent alone."""
+    given = [*SMALL[:2], "method=lottery_rewound", "method.rewind_epochs=1", "method.sparsity=0.2"]
+    config, (early, _, _) = chain(tmp_path, *given)
+    first = parent_config(parent_config(config) or {}) or {}
+    shutil.rmtree(run_dir(tmp_path, first))
+    _, (again, _, child) = chain(tmp_path, *given, "schedule.lr=0")
+    for name, mask in child["method"]["masks"].items():
+        assert torch.equal(again["model"][name], early["model"][name])
+        assert torch.equal(child["model"][name], torch.where(mask, early["model"][name], 0.0))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["method.rewind_epochs=0"], "method.rewind_epochs"),
+        (["schedule.from_epoch=40"], "should lie in this order within the 40 epochs"),
+        (["schedule.until_epoch=1"], "should lie in this order within the 40 epochs"),
+        (["schedule.until_epoch=41"], "should lie in this order within the 40 epochs"),
+        (["schedule.until_epoch=soon"], "schedule.until_epoch = 'soon' should be a number of epochs"),
+        (["start.take=weights"], "take the mask"),
+        (["start.initialization=rewind"], "should be one of original, random, rewound"),
+    ],
+)
+def test_what_cannot_be_rewound_to_is_refused(given: list[str], says: str) -> None:
+    with pytest.raises(Misuse, match=says):
+        validate(compose(["method=lottery_rewound", *given]))
+
+
+def test_parts_of_a_schedule_under_a_profile_are_whole_epochs() -> None:
+    """300 epochs stand for 20 here, the first 10 for 1 (0.67), the rounds for the other 19."""
+    given = ["experiment=dpf/cifar10", "method=lottery_rewound", "method.rewind_epochs=10", "profile=short"]
+    stage: Any = compose(given)
+    lengths = []
+    while stage is not None:
+        schedule = stage["schedule"]
+        lengths.insert(0, (schedule["from_epoch"], schedule["until_epoch"], schedule["epochs"], schedule["lr_epochs"]))
+        stage = parent_config(stage)
+    assert lengths == [(0, 1, 1, 20), *[(1, 20, 19, 20)] * 12]
 
 
 def test_a_ticket_without_a_parent_is_refused(bench: Any, gaussian: Callable[..., Any]) -> None:

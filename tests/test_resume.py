@@ -77,7 +77,8 @@ def overrides(method: str, kind: str, precision: str, *more: str) -> list[str]:
 def parents(method: str) -> list[str]:
     """The override that gives a stage a short parent, of the method that it has by itself; of tickets, the second."""
     if method.startswith("lottery"):
-        first = f"'method=lottery','method.sparsity=0.2',{LEARNS},\"start.parent={PARENT}\""
+        name = "lottery_rewound" if method == "lottery_rewound" else "lottery"
+        first = f"'method={name}','method.sparsity=0.2',{LEARNS},\"start.parent={PARENT}\""
         return ["method.sparsity=0.36", f"start.parent=[{first}]"]
     if method == "imp":
         first = f"'method=imp','method.sparsity=0.2','method.rounds=1',{LEARNS},\"start.parent={PARENT}\""

@@ -16,6 +16,7 @@ from methods.schedules import (
     imp_parent,
     is_epoch_field,
     is_epoch_ranges,
+    rewound_parent,
     step_of,
     stretch,
     whole_epochs,
@@ -228,3 +229,14 @@ def test_the_rounds_of_magnitude_pruning_keep_equal_shares() -> None:
     assert imp_parent(0.535841116639, 1) == ["method=dense"]
     for sparsity, rounds in ((1.2, 3), ("much", 3), (0.9, 0)):
         assert imp_parent(sparsity, rounds) == ["method=dense"]  # type: ignore[arg-type]
+
+
+def test_rounds_that_rewind_go_down_to_the_first_epochs() -> None:
+    assert rewound_parent(0.36, 0.2, 3) == [
+        "method=lottery_rewound",
+        "method.sparsity=0.2",
+        "method.rate=0.2",
+        "method.rewind_epochs=3",
+    ]
+    assert rewound_parent(0.2, 0.2, 3)[1] == "method.sparsity=0"
+    assert rewound_parent(0, 0.2, 3) == ["method=dense", "schedule.until_epoch=3"]
