@@ -68,7 +68,12 @@ class Rewound(Lottery):
     train from there to the end; and so on. The optimizer begins anew in every round. `sparsity` 0 is the dense round.
     """
 
-    rewind_epochs: Annotated[Epochs, "0 < x"]
+    rewind_epochs: Epochs
+
+    def check(self, epochs: float) -> None:
+        super().check(epochs)
+        if not self.rewind_epochs:
+            raise ValueError("rewind_epochs = 0 rewinds to the initial weights; that is method=lottery")
 
 
 @dataclass(kw_only=True)

@@ -195,15 +195,13 @@ def _finish(config: Config, overrides: Sequence[str]) -> Config:
 
 def _take_part(schedule: dict[str, Any]) -> None:
     """Of a schedule its epochs `from_epoch` to `until_epoch`, whole ones, at the learning rates of the whole."""
-    first, last, epochs = schedule.get("from_epoch", 0), schedule.get("until_epoch"), schedule["epochs"]
-    if (first == 0 and last is None) or not isinstance(epochs, int | float):
+    first, last, epochs = schedule.get("from_epoch", 0), schedule.get("until_epoch", 0), schedule["epochs"]
+    known = all(isinstance(value, int | float) and value >= 0 for value in (first, last, epochs))
+    if not known or (first == 0 and last == 0):  # what is wrong the schedule will say, or the method that it comes from
         return
-    for name, value in (("from_epoch", first), ("until_epoch", last)):
-        if isinstance(value, bool) or not isinstance(value, int | float | None):
-            raise ValueError(f"schedule.{name} = {value!r} should be a number of epochs")
-    first = whole_epochs(first, 1) if first > 0 else first
-    last = epochs if last is None else whole_epochs(last, 1)
-    if not 0 <= first < last <= epochs:
+    first = whole_epochs(first, 1) if first else 0
+    last = whole_epochs(last, 1) if last else epochs
+    if not first < last <= epochs:
         raise ValueError(
             f"schedule.from_epoch = {first:g} and schedule.until_epoch = {last:g} should lie in this order within the "
             f"{epochs:g} epochs of the schedule"

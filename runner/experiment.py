@@ -76,6 +76,7 @@ def validate(config: Config) -> tuple[Settings, Schedule, Method]:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise Misuse(f"seed = {seed!r} should be a whole number, 0 or above.")
     settings = _dataclass(config, "trainer", Settings)
+    method: Method = build(config["method"], "method")
     schedule = _dataclass(config, "schedule", Schedule)
     if settings.devices > schedule.batch_size:
         raise Misuse(
@@ -84,7 +85,6 @@ def validate(config: Config) -> tuple[Settings, Schedule, Method]:
         )
     for group, given in _GIVEN.items():
         check(config[group], group, given)
-    method: Method = build(config["method"], "method")
     try:
         method.check(schedule.epochs)
     except ValueError as error:

@@ -38,7 +38,7 @@ NEUTRAL: dict[str, Any] = {
     "schedule.lr_from_epoch": 0,
     "schedule.extend": 1,
     "schedule.from_epoch": 0,
-    "schedule.until_epoch": None,
+    "schedule.until_epoch": 0,
     "schedule.lr_epochs": 0,
     "dataset.corrupted_labels": 0,
     "dataset.corruption_seed": 0,

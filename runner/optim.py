@@ -38,7 +38,7 @@ class Schedule:
     lr_from_epoch: Epochs = 0.0
     lr_epochs: Epochs = 0.0
     from_epoch: Epochs = 0.0
-    until_epoch: Epochs | None = None
+    until_epoch: Epochs = 0.0
     extend: Annotated[float, "0 < x"] = 1.0
     lr_changes: Literal["step", "epoch"] = "step"
     l1: Annotated[float, "0 <= x"] = 0.0

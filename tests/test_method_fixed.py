@@ -170,11 +170,12 @@ def test_a_round_whose_first_run_is_gone_redoes_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["method.rewind_epochs=0"], "method.rewind_epochs"),
+        (["method.rewind_epochs=0"], "rewind_epochs = 0 rewinds to the initial weights; that is method=lottery"),
         (["schedule.from_epoch=40"], "should lie in this order within the 40 epochs"),
         (["schedule.until_epoch=1"], "should lie in this order within the 40 epochs"),
         (["schedule.until_epoch=41"], "should lie in this order within the 40 epochs"),
-        (["schedule.until_epoch=soon"], "schedule.until_epoch = 'soon' should be a number of epochs"),
+        (["schedule.until_epoch=soon"], "schedule.until_epoch = 'soon' should be a number"),
+        (["schedule.from_epoch=-1"], "schedule.from_epoch = -1 should be in the range"),
         (["start.take=weights"], "take the mask"),
         (["start.initialization=rewind"], "should be one of original, random, rewound"),
     ],
