@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.installed
+WORKERS ?= auto
 
 .PHONY: help setup demo test check bench tables report clean
 .DEFAULT_GOAL := help
@@ -26,8 +27,8 @@ demo: setup ## train the digits table on this machine, then print it and draw it
 	$(PY) scripts/make_figures.py demo --out out/demo
 	@echo "The table and its figures are in out/demo, the runs behind them in runs."
 
-test: setup ## run the fast tests (MARKS="slow or ddp" picks others)
-	$(PY) -m pytest $(if $(MARKS),-m "$(MARKS)")
+test: setup ## run the fast tests (MARKS="slow or ddp" picks others; WORKERS=1: one after the other)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile $(if $(MARKS),-m "$(MARKS)")
 
 check: setup ## lint, formatting and types
 	$(PY) -m ruff check .
