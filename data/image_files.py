@@ -1,7 +1,8 @@
-"""Large images that stay in their files: threads read, crop and scale them while the device computes."""
+"""Large images that stay in their files: threads decode, crop and scale them while the device computes."""
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import threading
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,10 +19,8 @@ from data.base import Dataset
 from data.order import derive
 from data.unreadable import Unreadable
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 Sample = tuple[str, int]
+_JPEG = b"\xff\xd8\xff"
 _PATIENCE_S = 10.0  # how often it is asked whether anybody is still reading
 
 
@@ -37,9 +36,10 @@ class _Reading:
 class ImageFiles(Dataset):
     """A classification dataset of image files.
 
-    `train`, `test`: (path, label) of every sample. `train_transform` takes an RGB image and a generator that is a
-    function of the batch's seed and the sample's index alone, `test_transform` an RGB image; both give uint8 of shape
-    (3, side, side). `mean` and `std` (per channel) are those of values scaled to [0, 1].
+    `train`, `test`: (path, label) of every sample. `train_transform` takes an image, uint8 of shape (3, height, width),
+    and a generator that is a function of the batch's seed and the sample's index alone, `test_transform` an image; both
+    give uint8 of shape (3, side, side). `mean` and `std` (per channel) are those of values scaled to [0, 1]; scaling by
+    them is done on the device.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class ImageFiles(Dataset):
         side: int,
         mean: Sequence[float],
         std: Sequence[float],
-        train_transform: Callable[[Image, random.Random], Tensor],
-        test_transform: Callable[[Image], Tensor],
+        train_transform: Callable[[Tensor, random.Random], Tensor],
+        test_transform: Callable[[Tensor], Tensor],
     ) -> None:
         self.train, self.test = train, test
         self.num_classes = num_classes
@@ -102,7 +102,7 @@ class ImageFiles(Dataset):
         transforms = [partial(_drawing, self.train_transform, derive(seed, index)) for index in indices]
         return self._read([self.train[index] for index in indices], transforms)
 
-    def _read(self, samples: Sequence[Sample], transforms: Sequence[Callable[[Image], Tensor]]) -> _Reading:
+    def _read(self, samples: Sequence[Sample], transforms: Sequence[Callable[[Tensor], Tensor]]) -> _Reading:
         images = [self.threads.submit(_load, path, t) for (path, _), t in zip(samples, transforms, strict=True)]
         return _Reading(images, [label for _, label in samples], [path for path, _ in samples])
 
@@ -126,18 +126,48 @@ class ImageFiles(Dataset):
         return images, labels.to(self.device, non_blocking=True)
 
 
-def _load(path: str, transform: Callable[[Image], Tensor]) -> Tensor:
-    from torchvision.datasets.folder import pil_loader
-
+def _load(path: str, transform: Callable[[Tensor], Tensor]) -> Tensor:
     try:
-        return transform(pil_loader(path))
+        return transform(decoded(path))
     except MemoryError:
         raise
     except Exception as error:  # damaged files make Pillow raise errors of many kinds
         raise Unreadable(f"{path} is not a whole image ({error}); replace it") from error
 
 
-def _drawing(transform: Callable[[Image, random.Random], Tensor], seed: int, image: Image) -> Tensor:
+def decoded(path: str) -> Tensor:
+    """The pixels of an image file as RGB, uint8 of shape (3, height, width); orientation marks are passed over.
+
+    JPEGs in grey or colour by torchvision's decoder, whose pixels are Pillow's in half the time; what it does not take
+    (other formats, CMYK, damage) by Pillow, which raises errors of many kinds.
+    """
+    from torchvision.datasets.folder import pil_loader
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    content = Path(path).read_bytes()
+    if content.startswith(_JPEG) and (decode_jpeg := _jpeg_decoder()) is not None:
+        try:
+            image = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        except RuntimeError:
+            image = None
+        if image is not None and image.shape[0] in (1, 3):
+            return image.expand(3, -1, -1)
+    pixels: Tensor = pil_to_tensor(pil_loader(path))
+    return pixels
+
+
+@functools.cache
+def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
+    """torchvision's, announced to go in some later version; without it Pillow decodes the same pixels."""
+    try:
+        from torchvision.io import decode_jpeg
+    except ImportError:
+        return None
+    found: Callable[[Tensor], Tensor] = decode_jpeg
+    return found
+
+
+def _drawing(transform: Callable[[Tensor, random.Random], Tensor], seed: int, image: Tensor) -> Tensor:
     return transform(image, random.Random(seed))
 
 

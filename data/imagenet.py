@@ -8,15 +8,12 @@ import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from torch import Tensor
 
 from data.base import absent
 from data.image_files import ImageFiles, Sample
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Count = Annotated[int, "1 <= x"]
 Box = tuple[int, int, int, int]
@@ -107,17 +104,15 @@ def names_digest(train: list[Sample], test: list[Sample], folder: Path) -> str:
 
 def random_part(
     side: int, area: tuple[float, float], aspect: tuple[float, float], flip: bool
-) -> Callable[[Image, random.Random], Tensor]:
+) -> Callable[[Tensor, random.Random], Tensor]:
     """Crop at random, scale to side x side, mirror half of the times: torchvision's RandomResizedCrop and flip, with
-    every draw from the given generator."""
+    every draw from the given generator. Scaling is bilinear with antialiasing, within 2/255 of Pillow's."""
     from torchvision.transforms.v2 import functional as F
 
-    def transform(image: Image, rng: random.Random) -> Tensor:
-        top, left, height, width = random_box(image.height, image.width, area, aspect, rng)
-        image = F.resized_crop(image, top, left, height, width, [side, side])
-        if flip and rng.random() < 0.5:
-            image = F.horizontal_flip(image)
-        return F.pil_to_tensor(image)
+    def transform(image: Tensor, rng: random.Random) -> Tensor:
+        top, left, height, width = random_box(image.shape[1], image.shape[2], area, aspect, rng)
+        part: Tensor = F.resized_crop(image, top, left, height, width, [side, side], antialias=True)
+        return part.flip(2) if flip and rng.random() < 0.5 else part
 
     return transform
 
@@ -139,8 +134,9 @@ def random_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def central_part(image: Image, side: int, resize: int) -> Tensor:
+def central_part(image: Tensor, side: int, resize: int) -> Tensor:
     """Scale the shorter edge to `resize` pixels, keep the central side x side."""
     from torchvision.transforms.v2 import functional as F
 
-    return F.pil_to_tensor(F.center_crop(F.resize(image, [resize]), [side, side]))
+    part: Tensor = F.center_crop(F.resize(image, [resize], antialias=True), [side, side])
+    return part

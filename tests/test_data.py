@@ -27,7 +27,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from data import cifar10 as cifar
-from data import cifar_archive
+from data import cifar_archive, image_files
 from data.augment import PadMode, augmentation, crop_flip
 from data.base import Dataset
 from data.cifar100 import cifar100
@@ -40,6 +40,7 @@ from data.mnist import mnist, read_idx
 from data.order import derive, epoch_order
 from data.sources import SOURCES, File, Source
 from data.synthetic import synthetic
+from data.unreadable import Unreadable
 from runner.build import check
 from runner.compose import compose, names
 from runner.errors import Misuse
@@ -648,7 +649,9 @@ def test_test_images_equal_torchvisions_transforms(tiny_imagenet: str) -> None:
     expected = torch.stack([reference(Image.open(path).convert("RGB")) for path in paths])
     batches = list(dataset.test_batches(4))
     assert [len(labels) for _, labels in batches] == [4, 2]
-    assert torch.allclose(torch.cat([images for images, _ in batches]), expected, atol=1e-5)
+    # Scaled by torch, not by Pillow: some pixels differ by up to 2 of 255.
+    difference = (torch.cat([images for images, _ in batches]) - expected).abs() * dataset.scale
+    assert float(difference.max()) < 2.01 and float(difference.mean()) < 0.3
     assert torch.cat([labels for _, labels in batches]).tolist() == [0, 0, 1, 1, 2, 2]
 
 
@@ -702,17 +705,19 @@ def test_random_parts_are_inside_and_within_their_limits() -> None:
 def test_a_random_part_is_cropped_scaled_and_mirrored() -> None:
     pixels = np.random.default_rng(0).integers(256, size=(30, 40, 3), dtype=np.uint8)
     image, area, aspect = Image.fromarray(pixels), (0.3, 0.6), (0.75, 1.25)
+    whole = torch.from_numpy(pixels).permute(2, 0, 1)
     sides = set()
     for seed in range(20):
-        found = random_part(12, area, aspect, flip=True)(image, random.Random(seed))
+        found = random_part(12, area, aspect, flip=True)(whole, random.Random(seed))
         rng = random.Random(seed)
         top, left, h, w = random_box(30, 40, area, aspect, rng)
         part = image.crop((left, top, left + w, top + h)).resize((12, 12), Image.Resampling.BILINEAR)
         expected = torch.from_numpy(np.array(part)).permute(2, 0, 1)
         mirrored = rng.random() < 0.5
         sides.add(mirrored)
-        assert found.equal(expected.flip(2) if mirrored else expected)
-        assert random_part(12, area, aspect, flip=False)(image, random.Random(seed)).equal(expected)
+        assert (found.int() - (expected.flip(2) if mirrored else expected).int()).abs().max() <= 2
+        plain = random_part(12, area, aspect, flip=False)(whole, random.Random(seed))
+        assert found.equal(plain.flip(2) if mirrored else plain)
     assert sides == {True, False}
 
 
@@ -720,7 +725,7 @@ def test_the_central_part_of_a_wide_image() -> None:
     # Black on the left half, white on the right: the centre holds half of each.
     pixels = np.zeros((20, 60, 3), np.uint8)
     pixels[:, 30:] = 255
-    found = central_part(Image.fromarray(pixels), side=10, resize=10)
+    found = central_part(torch.from_numpy(pixels).permute(2, 0, 1), side=10, resize=10)
     assert found[:, :, :4].max() == 0 and found[:, :, 6:].min() == 255
 
 
@@ -764,6 +769,34 @@ def test_a_broken_image_is_named(tiny_imagenet: str) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"n00000002/train_1\.JPEG is not a whole image"):
         open_imagenet(tiny_imagenet).batch(torch.tensor([9]), 0)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "progressive", "PNG", "P"])
+def test_pixels_are_pillows(mode: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(3).integers(256, size=(33, 50, 3), dtype=np.uint8)
+    image, path = Image.fromarray(pixels), tmp_path / "any.JPEG"  # ImageNet has a PNG and CMYK files under this name
+    if mode in ("RGB", "progressive"):
+        image.save(path, "JPEG", quality=80, progressive=mode == "progressive")
+    elif mode in ("PNG", "P"):
+        (image.quantize(64) if mode == "P" else image).save(path, "PNG")
+    else:
+        image.convert(mode).save(path, "JPEG")
+    expected = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+    assert image_files.decoded(str(path)).equal(expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_files, "_jpeg_decoder", lambda: None)
+        assert image_files.decoded(str(path)).equal(expected)
+
+
+def test_no_torn_image_passes(tmp_path: Path) -> None:
+    """Wherever a file is cut off, it is refused, as Pillow refuses it: never half an image."""
+    pixels = np.random.default_rng(4).integers(256, size=(40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "whole.JPEG", quality=85)
+    content, path = (tmp_path / "whole.JPEG").read_bytes(), tmp_path / "torn.JPEG"
+    for length in (*range(0, len(content) - 2, 37), len(content) - 3):
+        path.write_bytes(content[:length])
+        with pytest.raises(Unreadable, match=r"torn\.JPEG is not a whole image"):
+            image_files._load(str(path), lambda image: image)
 
 
 def test_a_run_on_streamed_images_repeats(tiny_imagenet: str, tmp_path: Path) -> None:
