@@ -163,6 +163,27 @@ def test_filters_are_ranked_by_their_norm_across_layers(bench: Any) -> None:
     assert bench(StructuredDPF(sparsity=0.9, end_epoch=0), [one, two]).counts() == [0, 3]  # a layer may vanish
 
 
+def test_an_emptied_filter_before_batch_norm_has_the_gradient_of_its_epsilon() -> None:
+    """What makes masks of narrow networks unstable: batch norm of a constant divides by sqrt(eps), not by a deviation."""
+    torch.manual_seed(0)
+    layer, norm = torch.nn.Linear(5, 2, bias=False).double(), torch.nn.BatchNorm1d(2).double()
+    x, target = torch.randn(64, 5).double(), torch.randn(64, 2).double()
+    dense = layer.weight.detach().clone()
+    mask = torch.tensor([[True] * 5, [False] * 5])  # the second filter is emptied
+    layer.weight.data.mul_(mask)
+    ((norm(layer(x)) - target) ** 2).sum().backward()
+    error = 2 * (0.0 - target[:, 1])  # of the output, which is 0 whatever comes in
+    by_hand = (error - error.mean()) @ x / norm.eps**0.5
+    assert layer.weight.grad is not None
+    assert torch.allclose(layer.weight.grad[1], by_hand, rtol=1e-9)
+    # The same filter, not emptied, divides by the deviation of its outputs instead.
+    layer.weight.grad, layer.weight.data = None, dense
+    ((norm(layer(x)) - target) ** 2).sum().backward()
+    deviation = float((x @ dense[1]).std(correction=0))
+    ratio = by_hand.norm() / layer.weight.grad[1].norm()
+    assert ratio > 0.5 * deviation / norm.eps**0.5 > 30
+
+
 # Other compressors
 
 
