@@ -164,7 +164,7 @@ def test_filters_are_ranked_by_their_norm_across_layers(bench: Any) -> None:
 
 
 def test_an_emptied_filter_before_batch_norm_has_the_gradient_of_its_epsilon() -> None:
-    """What makes masks of narrow networks unstable: batch norm of a constant divides by sqrt(eps), not by a deviation."""
+    """What unsettles masks of narrow networks: batch norm of a constant divides by sqrt(eps), not by a deviation."""
     torch.manual_seed(0)
     layer, norm = torch.nn.Linear(5, 2, bias=False).double(), torch.nn.BatchNorm1d(2).double()
     x, target = torch.randn(64, 5).double(), torch.randn(64, 2).double()
