@@ -27,13 +27,23 @@ class RigL(Static):
     just dropped may be grown at once: it keeps its value and its momentum, as in the official code. Other grown weights
     start at zero and without momentum. Starts from a random mask; `allocation` and what each layer keeps never change.
     `from_start`: the official code also updates before the first step. Where fp16 overflowed, an entry of the gradient
-    has no claim to be grown.
+    has no claim to be grown. A run too short for a single update is refused: its mask would be a static one.
     """
 
     drop_fraction: Annotated[float, "0 <= x <= 1"]
     period: Annotated[int, "1 <= x"] = 100
     stop: Annotated[float, "0 < x <= 1"] = 0.75
     from_start: bool = False
+
+    def begin(self, ctx: Context) -> None:
+        last = math.ceil(self.stop * ctx.total_steps) - 1  # the last step at which masks may move
+        if last < self.period and not self.from_start:
+            raise ValueError(
+                f"period = {self.period}, but masks move up to step {last} of the run's {ctx.total_steps} only, so "
+                f"that RigL would never move them; set method.period to {max(last, 1)} or less, or a smaller "
+                f"schedule.batch_size for more steps (method=static is without moves)"
+            )
+        super().begin(ctx)
 
     def due(self, ctx: Context) -> bool:
         """Whether this step updates the masks and no weights."""

@@ -28,7 +28,8 @@ class TopKAST(Feedback):
     `exploration` (1/2 sum over A of theta^2 + 1/(2 D) sum over B without A of theta^2), D each layer's own density.
     Weights outside of B get neither gradient nor decay and move not at all: momentum left from before is not applied,
     and fades. The parameters hold what the network computes with, so that it is evaluated with A alone; theta is kept
-    in `dense`. `allocation`: "uniform" within layers, the paper's; "erk"; "global" ranks over all layers.
+    in `dense`. `allocation`: "uniform" within layers, the paper's; "erk"; "global" ranks over all layers. A run that
+    would never choose its sets anew is refused.
     """
 
     sparsity: Sparsity
@@ -52,6 +53,15 @@ class TopKAST(Feedback):
         self.outside = [torch.zeros_like(t) for t in self.backward_set.tensors]
         self.strength = [torch.zeros_like(t) for t in self.backward_set.tensors]
         return model
+
+    def begin(self, ctx: Context) -> None:
+        if 1 < ctx.total_steps <= self.period:
+            raise ValueError(
+                f"period = {self.period}, but the run has {ctx.total_steps} steps, so that the sets of its initial "
+                f"weights would stay throughout; set method.period to {ctx.total_steps - 1} or less, or a smaller "
+                f"schedule.batch_size for more steps"
+            )
+        super().begin(ctx)
 
     def compress(self) -> None:
         self.forward_set.project()

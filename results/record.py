@@ -15,6 +15,7 @@ from runner import records
 from runner.records import SCHEMA
 
 _EPOCH = re.compile(r"epoch(\d+)")
+_PHASES = re.compile(r"(dense|sparse)_phases:(.+)")
 #: How a run's record may stand. The first three are finished; an interrupted run has no summary and no holder; a
 #: blocked one could not begin when it was to, since its parent had no weights (runner.blocked).
 STATUSES = ("completed", "diverged", "failed", "running", "interrupted", "blocked")
@@ -134,7 +135,17 @@ class Record:
         return number.read(values.get(name))
 
     def history(self, metric: str) -> dict[int, float]:
-        """Epoch -> `metric`, from the lines of metrics or from the summary's series; empty when it was not recorded."""
+        """Epoch -> `metric`, from the lines of metrics or from the summary's series; empty when it was not recorded.
+
+        `dense_phases:METRIC`: in the last epoch of every dense phase alone, one whose masks keep everything;
+        `sparse_phases:METRIC`: of every other phase.
+        """
+        if of_phases := _PHASES.fullmatch(metric):
+            dense = {epoch: sparsity == 0 for epoch, sparsity in self.history("mask/sparsity").items()}
+            ends = {epoch for epoch, now in dense.items() if dense.get(epoch + 1) != now}
+            asked = of_phases[1] == "dense"
+            values = self.history(of_phases[2]).items()
+            return {epoch: value for epoch, value in values if epoch in ends and dense[epoch] == asked}
         history = {}
         for line in self.metrics:
             value = number.read(line.get(metric))

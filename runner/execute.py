@@ -14,6 +14,7 @@ from typing import Any
 from runner import checkpoint, disk, failure
 from runner.chain import chain
 from runner.environment import describe
+from runner.epilogue import epilogue
 from runner.errors import Misuse, RanksFailed
 from runner.experiment import Experiment, make, validate
 from runner.identity import Config, key, parent_config, run_dir
@@ -97,7 +98,7 @@ def _execute(
         def conclude() -> dict[str, Any]:
             assert logger is not None
             above = None if parent is None else RunDirectory(parent).summary()
-            told = {**_summarise(trainer, history), "chain": chain(history[-1], above)}
+            told = {**_summarise(trainer, history), **looks, "chain": chain(history[-1], above)}
             summary = {**frame, **told, "ended": _now(), "wall_s": _wall(history)}
             directory.finish(summary)
             logger.finish(summary)
@@ -110,6 +111,8 @@ def _execute(
             if parent is not None:
                 _start_from(trainer, config["start"], parent, first)
             history = trainer.fit()
+            completed = verdict(history[-1], experiment)[0] == "completed"
+            looks = epilogue(trainer, config, parent) if completed else {}
         except Interrupted:
             raise
         except Misuse:

@@ -129,10 +129,7 @@ def make(config: Config) -> Experiment:
     # A stage has its parent's initial weights, since it has its seed; unless it is to begin from others.
     other = (config.get("start") or {}).get("initialization") == "random"
     torch.manual_seed(derive(config["seed"], "model", *(["another"] if other else [])))
-    model = build(config["model"], "model", num_classes=data.num_classes, in_shape=data.in_shape)
-    if memory_format(config) == "channels_last":
-        # Activations only: weights stay contiguous, since masks address them by flat position.
-        model.register_forward_pre_hook(_channels_last)
+    model = make_model(config, data, device)
     return Experiment(
         seed=config["seed"],
         key=key(config),
@@ -143,8 +140,17 @@ def make(config: Config) -> Experiment:
         data=data.to(device),
         task=task,
         method=method,
-        model=model.to(device),
+        model=model,
     )
+
+
+def make_model(config: Config, data: Dataset, device: torch.device) -> nn.Module:
+    """The network of a configuration for these data, with initial weights from torch's generator as it stands."""
+    model: nn.Module = build(config["model"], "model", num_classes=data.num_classes, in_shape=data.in_shape)
+    if memory_format(config) == "channels_last":
+        # Activations only: weights stay contiguous, since masks address them by flat position.
+        model.register_forward_pre_hook(_channels_last)
+    return model.to(device)
 
 
 def _channels_last(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

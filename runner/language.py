@@ -56,6 +56,10 @@ class LanguageModelling:
             return {"loss": mean, "perplexity": math.inf}
 
     @property
+    def outputs(self) -> None:
+        """The model gives losses, not logits: networks are not compared sample by sample."""
+
+    @property
     def chance_loss(self) -> float:
         """The loss of a uniform guess: ln(size of the vocabulary)."""
         return math.log(self.num_classes)

@@ -11,10 +11,11 @@ from typing import Any
 from runner import checkpoint
 from runner.compare import Difference, differences
 from runner.compose import compose
+from runner.epilogue import PARTS, epilogue
 from runner.errors import Misuse
 from runner.execute import execute
 from runner.experiment import make
-from runner.identity import NEUTRAL, SCIENCE, Config, run_dir
+from runner.identity import NEUTRAL, SCIENCE, Config, parent_config, run_dir
 from runner.records import RunDirectory, read_metrics
 from runner.trainer import Progress, Trainer
 
@@ -30,6 +31,7 @@ RESULT = (
     "sparse",
     "layers",
     "chain",
+    *PARTS,
     "records",
     "series",
     "parent",
@@ -56,11 +58,17 @@ def here(config: Mapping[str, Any], data: str | None = None, device: str | None 
 def evaluate(path: Path, config: Config, steps: int) -> dict[str, Any]:
     """The test metrics and sparsities of a run directory's last checkpoint, which must be the one after `steps` steps.
 
+    With them, as PART:NAME, what `runner.epilogue` finds; the parent of a stage is looked for below the same runs root.
     Nothing is written. The model is built from `config`, whose targets are checked like any configuration's.
     """
     trainer = finished(path, config, steps)
     found: dict[str, Any] = {f"test/{name}": value for name, value in trainer.evaluate().items()}
-    return found | {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in trainer.densities().items()}
+    found |= {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in trainer.densities().items()}
+    above = parent_config(config)
+    parent = None if above is None else run_dir(path.absolute().parents[4], above)
+    for part, metrics in epilogue(trainer, config, parent).items():
+        found |= {f"{part}:{name}": value for name, value in metrics.items() if not isinstance(value, str)}
+    return found
 
 
 def finished(path: Path, config: Config, steps: int) -> Trainer:
@@ -121,7 +129,7 @@ def first_difference(
 
 def summary_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """The fields in which two summaries tell another result, wall-clock fields aside."""
-    parts = [part for part in RESULT if part != "chain" or part in recorded]
+    parts = [part for part in RESULT if part not in ("chain", *PARTS) or part in recorded]
     told = {part: timeless(recorded.get(part)) for part in parts}
     again = {part: timeless(_as_then(now.get(part), told[part])) for part in parts}
     return list(differences(told, again))

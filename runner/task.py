@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -24,6 +25,10 @@ class Task(Protocol):
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """Metrics from the added sums."""
+
+    @property
+    def outputs(self) -> Callable[[nn.Module, Any], Tensor] | None:
+        """(model, batch) -> logits of shape (samples, classes), by which two networks are compared; or None."""
 
     @property
     def chance_loss(self) -> float:
@@ -52,8 +57,8 @@ class Classification:
         The sums are float64: number of samples, summed unsmoothed loss, correct, correct among the top 5. They add up
         over batches and processes.
         """
-        inputs, labels = batch
-        logits = model(inputs)
+        labels = batch[1]
+        logits = self.outputs(model, batch)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         with torch.no_grad():
             plain = loss.detach() if not self.label_smoothing else F.cross_entropy(logits, labels)
@@ -63,6 +68,11 @@ class Classification:
                 top5 = (logits.topk(5, dim=1).indices == labels[:, None]).any(1).sum()
             sums = torch.stack([widened(plain) * len(labels), widened(correct), widened(top5)])
             return loss, torch.cat([sums.new_full((1,), len(labels)), sums])
+
+    def outputs(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The logits of a batch, of shape (n, classes)."""
+        logits: Tensor = model(batch[0])
+        return logits
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """Metrics from the added sums."""

@@ -237,19 +237,23 @@ class Trainer:
         self.scaler.update()
         method.after_step(ctx)
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self, full: bool = False) -> AbstractContextManager[Any]:
+        """The run's precision; `full`: that of its parameters."""
         kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
         kind = kinds.get(self.e.precision)
-        return nullcontext() if kind is None else torch.autocast(self.e.device.type, kind)
+        return nullcontext() if kind is None or full else torch.autocast(self.e.device.type, kind)
 
     @torch.no_grad()
-    def evaluate(self, probe: str | None = None) -> dict[str, float]:
-        """Metrics over every test sample, or one of a dataset's probes, once, in inference mode of the model."""
+    def evaluate(self, probe: str | None = None, full: bool = False) -> dict[str, float]:
+        """Metrics over every test sample, or one of a dataset's probes, once, in inference mode of the model.
+
+        `full`: without the run's autocast; in batches of half the size, since numbers are of twice the bytes.
+        """
         self.net.eval()
         total: Tensor | None = None
-        how = self.e.settings.eval_batch_size, self.world.rank, self.world.size
+        how = max(1, self.e.settings.eval_batch_size // (1 + full)), self.world.rank, self.world.size
         for batch in self.e.data.test_batches(*how) if probe is None else self.e.data.probe_batches(probe, *how):
-            with self.autocast():
+            with self.autocast(full):
                 _, sums = self.e.task.loss(self.net, batch)
             total = sums if total is None else total + sums
         return self.e.task.metrics(self.world.sum(total))

@@ -19,7 +19,7 @@ from runner.compose import compose
 from runner.errors import Misuse
 from runner.execute import execute
 from runner.experiment import make, validate
-from runner.identity import run_dir
+from runner.identity import key, run_dir
 from runner.records import RunDirectory, read_metrics
 from runner.trainer import Interrupted, Trainer
 
@@ -249,8 +249,8 @@ def test_a_killed_run_keeps_the_same(tmp_path: Path) -> None:
     (straight,) = (tmp_path / "whole").glob("*/*/*/*/seed0/checkpoints/last.pt")
     expected = checkpoint.read(straight)["kept"]
     for name, entry in t.kept.entries.items():
-        for key, value in expected[name]["model"].items():
-            assert torch.equal(entry["model"][key], value), (name, key)
+        for weight, value in expected[name]["model"].items():
+            assert torch.equal(entry["model"][weight], value), (name, weight)
 
 
 def test_a_checkpoint_that_nobody_keeps_is_refused() -> None:
@@ -265,3 +265,13 @@ def test_a_parents_mask_is_not_taken(tmp_path: Path) -> None:
         ValueError, match=r"AC/DC chooses its masks when a sparse phase begins; start\.take should be weights"
     ):
         ACDC(sparsity=0.5).adopt({}, {})
+
+
+def test_str_runs_its_own_papers_recipe() -> None:
+    """The very run that LATS compares with: one key, whichever paper's table asks for it."""
+    for model in ("resnet50", "mobilenet_v1"):
+        ours, theirs = (compose([f"experiment={p}/imagenet", f"model={model}", "method=str"]) for p in ("acdc", "lats"))
+        assert key(ours) == key(theirs), model
+        host = compose(["experiment=acdc/imagenet", f"model={model}", "method=acdc"])
+        assert ours["task"]["label_smoothing"] == 0.1 and host["task"]["label_smoothing"] == 0.0
+        assert ours["schedule"]["l2"] != host["schedule"]["l2"]

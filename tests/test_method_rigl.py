@@ -11,6 +11,8 @@ import torch
 
 from methods.rigl import RigL, moved
 from runner.compose import compose
+from runner.errors import Misuse
+from runner.execute import execute
 from runner.experiment import make, validate
 from runner.records import RunDirectory
 from runner.trainer import Trainer
@@ -152,3 +154,40 @@ def test_five_times_the_training_scales_every_anchor() -> None:
         assert rates[1].at(5 * position) == pytest.approx(rates[0].at(position))
     short = compose(["experiment=acdc/imagenet", "method=rigl", "schedule.extend=5", "profile=short"])
     assert short["schedule"]["epochs"] == 100 and short["schedule"]["milestones"] == [30, 70, 90]
+
+
+@pytest.mark.parametrize(
+    ("steps", "period", "stop", "moves"),
+    [(100, 100, 0.75, []), (100, 75, 0.75, []), (100, 74, 0.75, [74]), (101, 75, 0.75, [75]), (8, 8, 1.0, [])],
+)
+def test_a_run_without_a_single_update_is_refused(
+    steps: int, period: int, stop: float, moves: list[int], bench: Any, gaussian: Any
+) -> None:
+    """Exactly what would never be due is refused (20 epochs of 20,000 samples in batches of 4096 are 100 steps)."""
+    method = RigL(sparsity=0.5, drop_fraction=0.3, period=period, stop=stop)
+    if not moves:
+        with pytest.raises(
+            ValueError, match=f"period = {period}, .* of the run's {steps} only, so that RigL would never"
+        ):
+            bench(method, gaussian([(4, 6)], seed=1), steps_per_epoch=steps, epochs=1)
+    b = bench(method, gaussian([(4, 6)], seed=1), steps_per_epoch=steps, epochs=1, begin=bool(moves))
+    due = []
+    for b.ctx.step in range(steps):
+        due += [b.ctx.step] * method.due(b.ctx)
+    assert due == moves
+
+
+def test_the_refusal_names_a_period_that_acts(bench: Any, gaussian: Any) -> None:
+    with pytest.raises(ValueError, match=r"set method\.period to 74 or less, or a smaller schedule\.batch_size"):
+        bench(RigL(sparsity=0.5, drop_fraction=0.3), gaussian([(4, 6)], seed=1), steps_per_epoch=5, epochs=20)
+    bench(RigL(sparsity=0.5, drop_fraction=0.3, period=74), gaussian([(4, 6)], seed=1), steps_per_epoch=5, epochs=20)
+    bench(
+        RigL(sparsity=0.5, drop_fraction=0.3, from_start=True), gaussian([(4, 6)], seed=1), steps_per_epoch=5, epochs=1
+    )
+
+
+def test_a_run_says_so_before_its_first_step(tmp_path: Path) -> None:
+    tiny = ["model.hidden=[20,10]", "schedule.epochs=2", "schedule.batch_size=500", f"runs={tmp_path}"]
+    with pytest.raises(Misuse, match=r"^method: period = 100, but masks move up to step 4 of the run's 6 only"):
+        execute(compose([*tiny, "method=rigl"]), [])
+    assert not list(tmp_path.rglob("summary.json"))

@@ -164,3 +164,14 @@ def test_the_published_pairs_of_sparsities_compose() -> None:
     _, schedule, method = validate(config)
     assert isinstance(method, TopKAST) and method.backward_sparsity == 0
     assert schedule.epochs == 200 and schedule.l2 == 0
+
+
+def test_a_run_that_would_never_choose_anew_is_refused(bench: Any, gaussian: Any) -> None:
+    def begun(steps: int, period: int) -> None:
+        method = TopKAST(sparsity=0.5, backward_sparsity=0.25, exploration=0.0, period=period)
+        bench(method, gaussian([(4, 6)], seed=1), steps_per_epoch=steps, epochs=1)
+
+    begun(100, 99)
+    begun(1, 1)
+    with pytest.raises(ValueError, match=r"period = 100, but the run has 100 steps.* set method\.period to 99 or less"):
+        begun(100, 100)

@@ -574,3 +574,16 @@ def test_overlapping_roots_and_foreign_files_change_nothing(tmp_path: Path) -> N
     runs = collect([tmp_path, tmp_path / "toy", path, tmp_path / "nowhere"])
     assert [record.path for record in runs.runs.values()] == [path]
     assert runs.duplicates == () and [p.path for p in runs.problems] == [tmp_path / "nowhere"]
+
+
+def test_a_metric_at_the_ends_of_phases_by_hand(tmp_path: Path) -> None:
+    sparsities = [0.0, 0.0, 0.9, 0.9, 0.0, 0.9, 0.9, 0.9]
+    lines = [{"epoch": e, "mask/sparsity": s, "cost": 10.0 * e} for e, s in enumerate(sparsities, start=1)]
+    del lines[3]["cost"]  # a phase's end without it has none, and no other epoch stands for it
+    record, _ = read_directory(write_run(tmp_path, SET, metrics=lines))
+    assert record.history("dense_phases:cost") == {2: 20.0, 5: 50.0}
+    assert record.history("sparse_phases:cost") == {8: 80.0}
+    assert record.history("sparse_phases:mask/sparsity") == {4: 0.9, 8: 0.9}
+    assert record.history("sparse_phases:nothing") == {}
+    bare, _ = read_directory(write_run(tmp_path / "bare", SET))
+    assert bare.history("dense_phases:test/accuracy") == {}, "without sparsities nobody knows the phases"

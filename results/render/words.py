@@ -109,3 +109,5 @@ def _metric(name: str) -> str:
 
 _WHEN = {"": "last epoch", "best": "best epoch at target sparsity"}
 _WHEN |= {name: f"kept {name} checkpoint" for name in ("dense", "sparse")}
+_WHEN |= {f"{name}_phases": f"last epoch of every {name} phase" for name in ("dense", "sparse")}
+_WHEN |= {"fp32": "last epoch, evaluated in fp32", "pair": "sparse and the dense network together"}
