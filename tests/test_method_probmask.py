@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -42,6 +42,7 @@ def exact(z: list[float], budget: float) -> list[float]:
     raise AssertionError("the last corner empties everything")
 
 
+@settings(max_examples=25)
 @given(st.lists(st.integers(-24, 24), min_size=1, max_size=20), st.integers(0, 40))
 def test_the_projection_is_the_exact_one(eighths: list[int], share: int) -> None:
     z, budget = [value / 8 for value in eighths], share / 40 * len(eighths)
