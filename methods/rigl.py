@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -76,10 +76,15 @@ class RigL(Static):
             reset_state(ctx.optimizer, weight, grown)
 
 
-def moved(before: Tensor, weight: Tensor, grad: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """(the mask after one update, what of it is new), flat booleans; ties go to the lower index."""
+def moved(
+    before: Tensor, weight: Tensor, grad: Tensor, fraction: float, whole: Callable[[float], int] = math.floor
+) -> tuple[Tensor, Tensor]:
+    """(the mask after one update, what of it is new), flat booleans; ties go to the lower index.
+
+    `whole` makes a number of weights of a share of them.
+    """
     size = int(before.count_nonzero())
-    count = math.floor(fraction * size)
+    count = whole(fraction * size)
     survivors = top_mask(weight.abs().view(-1).masked_fill(~before, -1), size - count)
     claims = grad.abs().reshape(-1).nan_to_num(nan=0.0, posinf=0.0)
     after = survivors | top_mask(claims.masked_fill(survivors, -1), count)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 from torch import nn
 
 from methods.allocation import Allocation, allocate
 from methods.base import Context, Masked
-from methods.masks import random_positions
+from methods.masks import Masks, random_positions
 
 
 @dataclass(kw_only=True)
@@ -31,12 +33,14 @@ class Static(Masked):
 
     def begin(self, ctx: Context) -> None:
         if not self.adopted:
-            self._draw(ctx)
+            draw(self.mask, self.counts, ctx.rng)
         super().begin(ctx)
 
-    def _draw(self, ctx: Context) -> None:
-        for index, count in enumerate(self.counts):
-            everywhere = self.mask.kept(index).fill_(True)
-            kept = everywhere.new_zeros(everywhere.shape)
-            kept[random_positions(everywhere, count, ctx.rng)] = True
-            self.mask.set(index, kept)
+
+def draw(mask: Masks, counts: Sequence[int], rng: torch.Generator) -> None:
+    """Make each layer's mask a random one of so many weights."""
+    for index, count in enumerate(counts):
+        everywhere = mask.kept(index).fill_(True)
+        kept = everywhere.new_zeros(everywhere.shape)
+        kept[random_positions(everywhere, count, rng)] = True
+        mask.set(index, kept)

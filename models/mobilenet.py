@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
+
+from models.initial import draw
 
 # Table 1 of the paper: channels of each block's output, and the stride of its depthwise convolution.
 BLOCKS = (
@@ -24,19 +26,32 @@ LEAST = 8  # channels that a narrow network keeps
 
 
 def mobilenet_v1(
-    *, num_classes: int, in_shape: tuple[int, int, int], width: Annotated[float, "0 < x"] = 1.0
+    *,
+    num_classes: int,
+    in_shape: tuple[int, int, int],
+    width: Annotated[float, "0 < x"] = 1.0,
+    classifier: Literal["linear", "convolution"] = "linear",
 ) -> nn.Module:
     """MobileNetV1: images (N, C, H, W) -> logits (N, num_classes); sides of at least 32 pixels keep all five strides.
 
     At 3x224x224 and 1000 classes it has 4,231,976 parameters and 568,740,352 MACs. `width` multiplies all channels
     (rounded down, never below 8). Batch norm and ReLU follow every convolution; no convolution has a bias. All layers
-    start as PyTorch's default.
+    start as PyTorch's default. `classifier` "convolution" is one without biases that starts He-normal with fan-in: the
+    1x1 convolution of STR's and LATS's official code, whose other layers start as here.
 
     The modules are named as in STR's and AC/DC's public code, so that tables and checkpoints speak of the same layers:
     "model.0.0" is the stem, "model.N.0" the depthwise convolution of block N = 1..13, "model.N.3" its pointwise one,
     "fc" the classifier. To keep the stem and the depthwise convolutions dense: keep_dense=["model.*.0"].
+
+    ValueError for an unknown `classifier`.
     """
-    return MobileNetV1(num_classes, in_shape[0], width)
+    if classifier not in ("linear", "convolution"):
+        raise ValueError(f"classifier is 'linear' or 'convolution', not {classifier!r}")
+    model = MobileNetV1(num_classes, in_shape[0], width)
+    if classifier == "convolution":
+        model.fc = nn.Linear(model.fc.in_features, num_classes, bias=False)
+        draw(model.fc.weight, "kaiming_normal_in")
+    return model
 
 
 class MobileNetV1(nn.Module):

@@ -69,6 +69,9 @@ BUSY: dict[str, list[str]] = {
         *["method.start_epoch=0", "method.iterations=4", "method.every_epochs=0.5", "method.initial_sparsity=0"],
         *["method.fisher_samples=3", "method.fisher_batch=8", "method.block_size=50"],
     ],
+    "granet": ["method.iterations=4", "method.every_epochs=0.5"],
+    "probmask": ["method.start_epoch=0", "method.end_epoch=1.5", "method.score_lr=0.2", "method.inference=top"],
+    "optg": [],
     "sparsevd": ["method.kl_weight=0.01", "method.end_epoch=1", "method.log_alpha_threshold=0.5"],
     "stds": ["method.final_threshold=0.1"],
     "lats": ["method.final_threshold=0.1"],
@@ -215,6 +218,14 @@ def test_masks_are_exact_and_weights_zero_outside_after_every_step(method: str, 
     if method == "dpf":  # refreshes after 2, 4, 6 and 8 steps, the ramp ends after 6
         ramp = [0, 2, 2, 4, 4, 6, 6, 6]
         assert [sum(c) for c in seen] == [kept_of(total, 0.9 - 0.9 * (1 - i / 6) ** 3) for i in ramp]
+    if method == "granet":
+        ramp = [0, 1, 1, 2, 2, 3, 3, 4]
+        assert [sum(c) for c in seen] == [kept_of(total, 0.9 - 0.4 * (1 - i / 4) ** 3) for i in ramp]
+    if method == "probmask":  # after every step, until 6 of 8
+        assert [sum(c) for c in seen] == [kept_of(total, 0.9 - 0.9 * (1 - min(i / 6, 1)) ** 3) for i in range(1, 9)]
+    if method == "optg":  # sigmoid(-1) and sigmoid(0) of it during the two epochs, and all of it at last
+        halves = [kept_of(total, 0.9 / (1 + math.e)), kept_of(total, 0.45)]
+        assert [sum(c) for c in seen] == [halves[0]] * 4 + [halves[1]] * 3 + [kept]
     if method in ("gmp", "compressed", "incremental", "woodfisher"):
         ramp = [0, 1, 1, 2, 2, 3, 3, 4]  # prunings after 2, 4, 6 and 8 steps
         assert [sum(c) for c in seen] == [kept_of(total, 0.9 - 0.9 * (1 - i / 4) ** 3) for i in ramp]

@@ -21,9 +21,12 @@ from methods.dsr import DSR
 from methods.edge_popup import EdgePopup
 from methods.fixed import Fixed
 from methods.gmp import GMP
+from methods.granet import GraNet
 from methods.iterand import IteRand
 from methods.lottery import Lottery
+from methods.optg import OptG
 from methods.passes import DENSE, Passes, count, mixed, within
+from methods.probmask import ProbMask
 from methods.quantised import Quantised
 from methods.rigl import RigL
 from methods.sfp import SFP
@@ -118,6 +121,9 @@ RULES: dict[str, tuple[Method, float]] = {
     "sm": (SparseMomentum(**SPARSE), 2 * flops(9, 6) + WHOLE),
     "sfp": (SFP(**SPARSE), 3 * WHOLE),
     "rigl": (RigL(**SPARSE, drop_fraction=0.3, period=4), (4 * 3 * flops(9, 6) + 2 * flops(9, 6) + WHOLE) / 5),
+    "granet": (GraNet(**SPARSE, iterations=1, every_epochs=1), 3 * flops(9, 6)),  # in an epoch without an exchange
+    "optg": (OptG(**SPARSE), 2 * flops(9, 6) + WHOLE),
+    "probmask": (ProbMask(**SPARSE, end_epoch=1), 3 * WHOLE),
     "sparsevd": (SparseVD(kl_weight=1e-3), 6 * WHOLE),
     "edge_popup": (EdgePopup(pruned=0.5), 2 * flops(9, 6) + WHOLE),
     "iterand": (IteRand(pruned=0.5, period=1, rate=0.1), 2 * flops(9, 6) + WHOLE),

@@ -531,6 +531,21 @@ def test_resnet50_of_the_official_codes_of_str_and_lats() -> None:
     assert uniform.fc.bias is None and float(uniform.fc.weight.detach().abs().max()) <= math.sqrt(6 / 2048) * 1.0001
 
 
+def test_mobilenet_of_the_official_codes_of_str_and_lats() -> None:
+    """A classifier without biases, He-normal by fan-in; convolutions uniform in +-1 / sqrt(fan_in)."""
+    torch.manual_seed(0)
+    model: Any = mobilenet_v1(num_classes=100, in_shape=(3, 32, 32), classifier="convolution")
+    assert model.fc.bias is None and model.fc.weight.shape == (100, 1024)
+    assert model.fc.weight.std().item() == pytest.approx(math.sqrt(2 / 1024), rel=0.02)
+    assert float(model.fc.weight.detach().abs().max()) > math.sqrt(6 / 1024)  # not uniform
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            assert 0.9 * bound < float(module.weight.detach().abs().max()) <= bound * 1.0001
+    whole = mobilenet_v1(num_classes=1000, in_shape=(3, 224, 224), classifier="convolution")
+    assert sum(p.numel() for p in whole.parameters()) == 4_231_976 - 1000
+
+
 def test_resnet50_options() -> None:
     assert resnet50(num_classes=3, in_shape=(1, 32, 32))(torch.randn(2, 1, 32, 32)).shape == (2, 3)
     model: Any = resnet50(num_classes=3, in_shape=(3, 32, 32), zero_init_residual=True)
@@ -764,6 +779,7 @@ def test_kaiming_uniform_is_that_of_fan_in(name: str) -> None:
         ("conv6", {"width": 0.01}, "a width of 0.01 leaves no channel"),
         ("conv6", {"init": "zeros"}, "init is 'kaiming_normal', 'kaiming_normal_in' or 'kaiming_uniform', not 'zeros'"),
         ("resnet50", {"classifier": "dense"}, "classifier is 'linear' or 'convolution', not 'dense'"),
+        ("mobilenet_v1", {"classifier": "dense"}, "classifier is 'linear' or 'convolution', not 'dense'"),
         ("resnet18", {"depth": 20}, "depth is 18, 34, 50, 101, not 20"),
         ("resnet18", {"bottleneck": 128}, "a ResNet-18 has no bottlenecks; leave bottleneck at 64"),
         ("resnet18", {"stem": "mnist"}, "stem is 'imagenet' or 'cifar', not 'mnist'"),

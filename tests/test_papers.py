@@ -9,7 +9,7 @@ import pytest
 from results import document
 from results.address import PAPERS, figures, load, select, tables
 from results.table import Slot, Table
-from runner.compose import groups, names
+from runner.compose import compose, groups, identify, names
 
 TABLES = {
     "dsr": ["table4"],
@@ -80,6 +80,31 @@ def test_a_choice_is_spelt_alike_in_all_papers() -> None:
     needs = Counter(need for table in all_targets() for slot in table.slots() for need in slot.needs)
     plain = Counter(re.sub(r"[^a-z0-9=]", "", need.lower()) for need in needs)
     assert [need for need, count in plain.items() if count > 1] == []
+
+
+def test_lats_table_3_trains_in_each_rows_own_batches() -> None:
+    """What stands in its second column, and the learning rate that goes with it (table 7; the quoted papers' own)."""
+    (selection,) = select(["lats/table3"])
+    found = {}
+    for slot in selection.slots():
+        if slot.column.id == "a90":
+            schedule = compose([o for o in slot.overrides if o != slot.knob])["schedule"]
+            found[slot.row.id] = (schedule["batch_size"], schedule["lr"], schedule["epochs"])
+    ours, large = (256, 0.256, 100), (4096, 1.6, 100)
+    assert found == {
+        **dict.fromkeys(("str", "str_gs", "probmask", "s_lats"), ours),
+        **dict.fromkeys(("granet", "optg"), (256, 0.1, 100)),
+        "woodfisher": (256, 0.005, 100),  # after its dense parent
+        "s_lats_1024": (1024, 0.512, 100),
+        **dict.fromkeys(("rigl_erk", "topkast_powerprop", "topkast_powerprop_erk"), large),
+    }
+
+
+def test_what_two_papers_quote_from_a_third_is_one_run() -> None:
+    """RigL's own recipe, network included, behind AC/DC's and LATS's tables."""
+    (acdc,), (lats,) = select(["acdc/table1/rigl_erk_s90"]), select(["lats/table3/rigl_erk/a90"])
+    theirs, (ours,) = ({identify(s.overrides).key for s in each.slots()} for each in (acdc, lats))
+    assert ours in theirs
 
 
 def test_open_knobs_name_a_sparsity_between_0_and_1() -> None:

@@ -334,9 +334,6 @@ DIFFERING = {
     "acdc/text/acdc14_phase/value",
     *(f"iterand/table4/{name}/params" for name in ("resnet18_sgd", "resnet34_sgd", "resnet101_edge_popup")),
     *(f"iterand/table4/{name}_edge_popup/sparsity" for name in ("resnet34", "resnet101")),
-    # RigL and Top-KAST at batches of 4096 in their own papers, all at 256 here.
-    *(f"lats/table3/{name}/batch_size" for name in ("rigl_erk", "topkast_powerprop", "topkast_powerprop_erk")),
-    "lats/text/powerprop_batch_size/value",
 }
 
 
