@@ -38,14 +38,7 @@ def test_the_committed_records_are_those_that_the_tables_ask_for(every: list[dic
             assert content[field] == asked[name][field], name
 
 
-def files() -> list[Any]:
-    """Of a recurrent network every step is counted by itself: a minute."""
-    marks = {True: [pytest.mark.slow], False: []}
-    paths = sorted(FOLDER.glob("*.json"))
-    return [pytest.param(path, id=path.stem, marks=marks["lstm" in path.stem]) for path in paths]
-
-
-@pytest.mark.parametrize("path", files())
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_a_committed_record_is_what_the_model_counts_today(path: Path) -> None:
     content = json.loads(path.read_text())
     assert path.read_text() == records.record(content), f"run {architecture.WRITE}"
