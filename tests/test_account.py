@@ -574,7 +574,7 @@ def test_two_steps_of_a_sequence_tell_the_cost_of_all(both: bool, layers: int, l
 
 def test_what_grows_with_the_steps_grows_and_nothing_else() -> None:
     class Steps(nn.Module):
-        """On every token a linear layer with a bias and a ReLU, and products of activations; a classifier at the end."""
+        """On every token a linear layer, batch norm, ReLU and a product of activations; at the end a classifier."""
 
         steps_alike = True
 

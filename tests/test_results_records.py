@@ -162,7 +162,7 @@ def test_iterations_of_an_epoch_are_counted(tmp_path: Path) -> None:
     path = write_run(tmp_path, SET)
     final = json.loads((path / "summary.json").read_text())["final"]
     for told, count in (({"step": 1053}, 351.0), ({"step": None}, None), ({"step": 5, "epoch": None}, None)):
-        change_json(path / "summary.json", final={**final, **{"epoch": 3}, **told})
+        change_json(path / "summary.json", final={**final, "epoch": 3, **told})
         assert read_directory(path)[0].value("train/iterations_per_epoch") == count
 
 
