@@ -149,11 +149,10 @@ def _read(path: Path) -> Architecture | None:
 
 
 def facts(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What expressions read below `architecture`: parameters, weights, macs, flops.dpf, stages.stem ...
-
-    Misuse without a record.
+    """What expressions read below `architecture`: parameters, weights, macs, flops.dpf, stages.stem and so on.
 
     allocated.CONVENTION: the share of dense inference FLOPs that the method's allocation leaves, where it has one.
+    Misuse without a record.
     """
     found = record(config)
     if found is None:
