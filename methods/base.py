@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -17,6 +17,10 @@ from methods.masks import Masks
 from methods.passes import DENSE, Passes, count, within
 
 Sparsity = Annotated[float, "0 <= x < 1"]
+
+
+def _untimed(name: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def _no_schedule(step: float) -> float:
@@ -41,7 +45,8 @@ class Context:
     every rank; it leaves no trace in the run. `grad_samples(n, batch)` gives n such gradients one by one, each the mean
     over `batch` training samples, the same ones whenever it is asked in the same step. `scratch`: the bytes that a
     method's measurements may take at a time. `learning_rate(t)` is the schedule's rate after t finished steps, a
-    float in [0, total_steps); `lr` is that of the present step.
+    float in [0, total_steps); `lr` is that of the present step. Within `timed(name)` happens what is recorded as
+    time/NAME_ms: seldom, since the device must finish first what it is at.
     """
 
     optimizer: torch.optim.Optimizer
@@ -55,6 +60,7 @@ class Context:
     grad_samples: Callable[[int, int], Iterator[dict[str, Tensor]]] = _no_samples
     scratch: float = math.inf
     learning_rate: Callable[[float], float] = _no_schedule
+    timed: Callable[[str], AbstractContextManager[None]] = _untimed
 
 
 @dataclass(kw_only=True)

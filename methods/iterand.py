@@ -26,7 +26,8 @@ class IteRand(EdgePopup):
 
     def before_forward(self, ctx: Context) -> None:
         if (ctx.step + 1) % self.period == 0:
-            self.randomize(ctx.rng)
+            with ctx.timed("redraw"):
+                self.randomize(ctx.rng)
 
     @torch.no_grad()
     def randomize(self, rng: torch.Generator) -> None:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,10 +112,34 @@ class Weights:
 def count(model: nn.Module, in_shape: tuple[int, ...]) -> Account:
     """One forward pass of zeros (1, *in_shape), in inference mode, on the model's device ("meta" included).
 
-    A model whose input is no image has an `example(in_shape)`, the arguments of its forward pass, and gets those.
+    A model whose input is no image has an `example(in_shape)`, the arguments of its forward pass, and gets those. One
+    that says `steps_alike` of itself, whose input is a sequence of in_shape[-1] steps, is counted at one and at two
+    steps alone: every further step costs what the second one does.
 
     The model is left as it was: training flags, hooks and buffers. What `forward` cannot process it raises itself.
     """
+    if getattr(model, "steps_alike", False) and in_shape[-1] > 2:
+        one, two = (_pass(model, (*in_shape[:-1], steps)) for steps in (1, 2))
+        return _continued(one, two, in_shape)
+    return _pass(model, in_shape)
+
+
+def _continued(one: Account, two: Account, in_shape: tuple[int, ...]) -> Account:
+    """The account at in_shape[-1] steps from those at one and at two: what is counted grows by the same every step."""
+
+    def at(field: str, first: Any, second: Any) -> int:
+        return getattr(first, field) + (in_shape[-1] - 1) * (getattr(second, field) - getattr(first, field))
+
+    layers = tuple(
+        replace(a, macs=at("macs", a, b), bias_adds=at("bias_adds", a, b))
+        for a, b in zip(one.layers, two.layers, strict=True)
+    )
+    grows = ("batch_norm_elements", "relu_elements", "pooling_operations", "activation_macs")
+    return replace(one, in_shape=in_shape, layers=layers, **{field: at(field, one, two) for field in grows})
+
+
+def _pass(model: nn.Module, in_shape: tuple[int, ...]) -> Account:
+    """What one forward pass costs, as it is run."""
     weights = Weights(model)
     attribution = Attribution(weights.find)
     norm_elements = 0

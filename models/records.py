@@ -28,21 +28,25 @@ def wanted() -> list[dict[str, Any]]:
 
 
 def record(asked: Mapping[str, Any]) -> str:
-    """The text of one record: what was asked, then the account; a line per field and per layer."""
+    """The text of one record: what was asked, the stages, the account; a line per field and per layer."""
     import torch
 
     from models.report import build
+    from models.stages import stages
 
+    built = asked["model"], asked["in_shape"], asked["num_classes"]
     with torch.device("meta"):  # shapes only: no memory, no time
-        model = build(asked["model"], asked["in_shape"], asked["num_classes"])
+        model = build(*built)
     content = {"model": asked["model"], "num_classes": asked["num_classes"]}
+    if told := stages(*built):
+        content["stages"] = told
     return _text({**content, **account(model, asked["in_shape"]).record()})
 
 
 def _text(content: Mapping[str, Any]) -> str:
     lines = []
     for name, value in content.items():
-        text = json.dumps(value)
+        text = json.dumps(value, ensure_ascii=False)
         if name == "layers":
             text = "[\n" + ",\n".join(f"  {json.dumps(layer)}" for layer in value) + "\n]"
         lines.append(f"{json.dumps(name)}: {text}")

@@ -19,6 +19,9 @@ class Recurrent(nn.Module):
     that grows with the square of the length, since the gradient of every step is as large as the batch.
     """
 
+    #: Of a sequence every step costs the same, so that two of them tell the cost of all (`models.counter`).
+    steps_alike = True
+
     def __init__(
         self, tokens: int, outputs: int, embedding_dim: int, hidden_dim: int, layers: int, both: bool, dropout: float
     ) -> None:

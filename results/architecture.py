@@ -55,7 +55,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Counts of a dense model. `flops`: of one inference pass of one input, by convention (models.account)."""
+    """Counts of a dense model. `flops`: of one inference pass of one input, by convention (models.account).
+
+    `stages`: what papers print of its stages (models.stages); empty for most models.
+    """
 
     parameters: int  #: everything trained
     weights: int  #: of convolutions and linear layers
@@ -67,6 +70,7 @@ class Architecture:
     flops: Mapping[str, float]
     layers: tuple[Layer, ...]
     account: Account
+    stages: Mapping[str, str | int]
 
 
 def inputs(dataset: Mapping[str, Any]) -> Inputs | None:
@@ -118,7 +122,7 @@ def record(config: Mapping[str, Any], folder: Path = FOLDER) -> Architecture | N
 @functools.cache
 def _read(path: Path) -> Architecture | None:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -138,15 +142,17 @@ def _read(path: Path) -> Architecture | None:
             flops=content["flops"],
             layers=layers,
             account=Account.from_record(content),
+            stages=content.get("stages", {}),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise Misuse(f"{path} is not a whole record ({error}); write it again with `{WRITE}`.") from error
 
 
 def facts(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What expressions read below `architecture`: parameters, weights, macs, flops.dpf ...; Misuse without a record.
+    """What expressions read below `architecture`: parameters, weights, macs, flops.dpf, stages.stem and so on.
 
     allocated.CONVENTION: the share of dense inference FLOPs that the method's allocation leaves, where it has one.
+    Misuse without a record.
     """
     found = record(config)
     if found is None:

@@ -25,8 +25,8 @@ from results.figure import Grid, Plotted, Series
 from runner.errors import Misuse
 
 # Okabe & Ito's palette, strongest contrasts first; black is kept for references (dense).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than colours: no pair repeats before 56 rows
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than colours: no pair repeats before 56 rows
 _DASHES = ("--", ":", "-.")
 _MISSING = "#E8E8E8"
 _ACCURACIES = (0, 20, 40, 60, 80, 90, 95, 97, 98, 98.5, 99, 99.5)  # ticks of a shortfall axis, %
@@ -245,7 +245,7 @@ def _curves(axes: Axes, plotted: Plotted) -> None:
 def _schedule(axes: Axes, plotted: Plotted) -> None:
     _set_xscale(axes, plotted.figure.xscale)
     for series in plotted.series:
-        dash = ("-", *_DASHES)[series.place // len(_COLOURS) % (1 + len(_DASHES))]
+        dash = ("-", *_DASHES)[series.place // len(COLOURS) % (1 + len(_DASHES))]
         axes.plot(series.x, series.mean, color=_colour(series), linestyle=dash, label=series.title)
     if plotted.figure.xscale == "linear":
         axes.set_xlim(0, 1)
@@ -372,11 +372,11 @@ def _band(series: Series, floor: float) -> tuple[list[float], list[float]]:
 
 
 def _colour(series: Series) -> str:
-    return "black" if series.reference else _COLOURS[series.place % len(_COLOURS)]
+    return "black" if series.reference else COLOURS[series.place % len(COLOURS)]
 
 
 def _marker(series: Series) -> str:
-    return _MARKERS[series.place % len(_MARKERS)]
+    return MARKERS[series.place % len(MARKERS)]
 
 
 def _dash(series: Series, default: str = "-") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -115,13 +115,11 @@ class Record:
         """The last epoch's `metric`; with `best:`, `dense:` ... before it that of the summary's part of this name.
 
         `epochN:METRIC`: that of epoch N. `layers:NAME`: the share of zeros among the effective weights NAME.weight (or
-        NAME) at the end, 0 to 1. `effective/zeroed_layers`: how many layers have no other then. None when it was not
+        NAME) at the end, 0 to 1. What follows from the rest of the record is in `COUNTED`. None when it was not
         recorded.
         """
-        if metric == "effective/zeroed_layers":
-            layers = self.content.part("layers")
-            sparsities = [_sparsity(layer) for layer in layers.values()] if isinstance(layers, Mapping) else []
-            return None if None in sparsities or not sparsities else float(sparsities.count(1.0))
+        if metric in COUNTED:
+            return COUNTED[metric](self.content)
         part, separator, name = metric.partition(":")
         if not separator:
             part, name = "final", metric
@@ -165,6 +163,41 @@ def _sparsity(layer: Any) -> float | None:
         return None
     nonzero, total = number.read(layer.get("nonzero")), number.read(layer.get("total"))
     return None if nonzero is None or not total else 1 - nonzero / total
+
+
+def _zeroed_layers(content: Content) -> float | None:
+    layers = content.part("layers")
+    sparsities = [_sparsity(layer) for layer in layers.values()] if isinstance(layers, Mapping) else []
+    return None if None in sparsities or not sparsities else float(sparsities.count(1.0))
+
+
+def _kept_conv(content: Content) -> float | None:
+    layers = content.part("layers")
+    whole = isinstance(layers, Mapping) and all(
+        isinstance(layer, Mapping)
+        and isinstance(layer.get("shape"), list)
+        and number.read(layer.get("kept")) is not None
+        for layer in layers.values()
+    )
+    if not whole or not layers:
+        return None
+    return float(sum(layer["kept"] for layer in layers.values() if len(layer["shape"]) > 2))
+
+
+def _iterations_per_epoch(content: Content) -> float | None:
+    final = content.part("final")
+    steps, epochs = (number.read(final.get(name)) if isinstance(final, Mapping) else None for name in ("step", "epoch"))
+    return None if steps is None or not epochs else steps / epochs
+
+
+#: Metrics that follow from what every record has. effective/zeroed_layers: how many prunable layers have no other
+#: weights than zeros at the end. mask/kept_conv: how many weights of prunable convolutions the mask keeps at the end.
+#: train/iterations_per_epoch: optimizer steps.
+COUNTED: Mapping[str, Callable[[Content], float | None]] = {
+    "effective/zeroed_layers": _zeroed_layers,
+    "mask/kept_conv": _kept_conv,
+    "train/iterations_per_epoch": _iterations_per_epoch,
+}
 
 
 @dataclass(frozen=True)

@@ -69,3 +69,13 @@ def holm(p_values: Mapping[Name, float], alpha: float = ALPHA) -> set[Name]:
             break
         rejected.add(name)
     return rejected
+
+
+def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
+    """The exact 95 % confidence interval of a probability, of independent trials (Clopper & Pearson 1934)."""
+    from scipy.special import betaincinv
+
+    tail = (1 - CONFIDENCE) / 2
+    low = float(betaincinv(successes, trials - successes + 1, tail)) if successes else 0.0
+    high = float(betaincinv(successes + 1, trials - successes, 1 - tail)) if successes < trials else 1.0
+    return low, high

@@ -83,6 +83,14 @@ def hardware(device: str) -> dict[str, Any]:
     }
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was told; the CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def widened(tensor: Tensor) -> Tensor:
     """The tensor in float64, in which sums over samples are kept. Apple's GPU has none, so that the CPU keeps them."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from methods.compaction import constant_channels, filters
 from models.account import account
-from runner.device import reset
+from runner.device import reset, synchronize
 from runner.environment import describe
 from runner.errors import Misuse
 from runner.identity import Config
@@ -99,8 +99,7 @@ def _passes(model: nn.Module, images: Tensor, count: int) -> Callable[[], None]:
     def run() -> None:
         for _ in range(count):
             model(images)
-        if images.is_cuda:
-            torch.cuda.synchronize()
+        synchronize(images.device)
 
     return run
 

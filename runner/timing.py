@@ -1,10 +1,48 @@
-"""Comparing times: variants in turn in one process, round by round, so that what else the machine does hits all."""
+"""Times: of operations that a method names, and of variants in turn, so that what else the machine does hits all."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+
+class Clocks:
+    """How long operations take on average over a run, by their names: time/NAME_ms, and how many: time/NAME_count.
+
+    `wait` waits until the device has done what it was told, before an operation begins and after it: what is timed is
+    the operation alone, and all of it. So only what happens seldom should be timed.
+    """
+
+    def __init__(self, wait: Callable[[], None]) -> None:
+        self.wait = wait
+        self.spent: dict[str, tuple[float, int]] = {}  # seconds, and how often
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Within it the operation `name` happens once; one that fails is not counted."""
+        self.wait()
+        began = time.perf_counter()
+        yield
+        self.wait()
+        seconds, count = self.spent.get(name, (0.0, 0))
+        self.spent[name] = seconds + time.perf_counter() - began, count + 1
+
+    def line(self) -> dict[str, float]:
+        """What joins an epoch's line of metrics: nothing of an operation that has not happened yet."""
+        told: dict[str, float] = {}
+        for name, (seconds, count) in self.spent.items():
+            told |= {f"time/{name}_ms": 1000 * seconds / count, f"time/{name}_count": count}
+        return told
+
+    def resume(self, line: Mapping[str, Any]) -> None:
+        """Go on from a line's averages; what was timed in the first part of a broken-off epoch is lost."""
+        for metric, count in line.items():
+            if metric.startswith("time/") and metric.endswith("_count"):
+                name = metric.removeprefix("time/").removesuffix("_count")
+                self.spent[name] = line[f"time/{name}_ms"] * count / 1000, count
 
 
 def interleaved(variants: dict[str, Callable[[], None]], baseline: str, rounds: int) -> dict[str, dict[str, float]]:

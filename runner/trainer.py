@@ -17,6 +17,7 @@ from data.order import derive
 from methods.base import Context
 from methods.schedules import whole_epochs
 from runner import checkpoint, snapshot
+from runner.device import synchronize
 from runner.errors import Misuse
 from runner.experiment import Experiment
 from runner.gradients import grad_samples, mean_grads
@@ -26,6 +27,7 @@ from runner.optim import L1
 from runner.recorders import Recorders, layers
 from runner.records import RunDirectory
 from runner.replicas import Replicas
+from runner.timing import Clocks
 from runner.world import ALONE, World
 
 log = logging.getLogger("regrow")
@@ -76,6 +78,8 @@ class Trainer:
         rng = torch.Generator().manual_seed(derive(e.seed, "method"))
         self.ctx = Context(self.optimizer, rng, total_steps=steps * e.schedule.epochs, steps_per_epoch=steps)
         self.ctx.mean_grads, self.ctx.grad_samples = partial(mean_grads, self), partial(grad_samples, self)
+        self.clocks = Clocks(partial(synchronize, e.device))
+        self.ctx.timed = self.clocks.timed
         self.ctx.scratch = e.settings.scratch_gib * 2**30
         self.ctx.learning_rate = lambda step: self.learning_rate.at(step / steps)
         self.replicas = Replicas(world, self.model, self.optimizer, e.method, self.ctx)
@@ -177,6 +181,7 @@ class Trainer:
         line |= {"time/epoch_s": time.perf_counter() - began, "time/samples_per_s": samples / seconds}
         # An interrupted epoch's first part was another process's: as long as the rest at its rate.
         line["time/training_s"] = self.seconds + (seconds * whole / samples if samples else seconds)
+        line |= self.clocks.line()
         self.history.append(self.world.lead(lambda: self.record(line)))
         if (name := e.method.keeps()) is not None:
             self.kept.offer(name, self.history[-1], lambda: snapshot.weights(self))
@@ -295,5 +300,7 @@ class Trainer:
             snapshot.restore(self, state)
         self.history = self.world.lead(lambda: self.directory.cut_metrics(self.ctx.epoch))
         if state is not None:
+            if self.history:
+                self.clocks.resume(self.history[-1])
             log.info("resumed at epoch %d, step %d", self.ctx.epoch, self.ctx.step)
         return state is not None

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from models.account import CONVENTIONS, Account, account
 from models.lenet import lenet_300_100
+from models.recurrent import lstm
 from models.report import build, main, section
 from models.resnet import resnet50
 from models.wide_resnet import wide_resnet
@@ -548,3 +549,60 @@ def test_command_line_refuses_with_one_sentence(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+# Sequences
+
+
+@pytest.mark.parametrize(
+    ("both", "layers", "length"),
+    [(False, 1, 9), (True, 1, 9), (True, 2, 5), (False, 1, 1), (False, 1, 2), (False, 1, 3)],
+)
+def test_two_steps_of_a_sequence_tell_the_cost_of_all(both: bool, layers: int, length: int) -> None:
+    """Against counting every step, and by hand: of an LSTM all weights once a step, of the classifier once."""
+    options = {"bidirectional": both, "embedding_dim": 5, "hidden_dim": 4, "layers": layers}
+    with torch.device("meta"):
+        model: Any = lstm(num_classes=2, in_shape=(20, length), **options)
+    found = account(model, (20, length))
+    model.steps_alike = False
+    assert found == account(model, (20, length))
+    ends = 2 if both else 1
+    weights = sum(p.numel() for name, p in model.lstm.named_parameters() if "weight" in name)
+    assert weights == ends * 16 * (5 + 4 + (layers - 1) * (4 * ends + 4))
+    assert (found.macs, found.in_shape) == (length * weights + 4 * ends, (20, length))
+
+
+def test_what_grows_with_the_steps_grows_and_nothing_else() -> None:
+    class Steps(nn.Module):
+        """On every token a linear layer, batch norm, ReLU and a product of activations; at the end a classifier."""
+
+        steps_alike = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.norm, self.fc = nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
+
+        def example(self, in_shape: tuple[int, ...]) -> tuple[Tensor]:
+            return (torch.zeros(in_shape[1], 3),)
+
+        def forward(self, x: Tensor) -> Tensor:
+            states = [F.relu(self.norm(self.inner(step[None]))) for step in x]
+            squares = [state @ state.T for state in states]
+            return self.fc(states[-1] + sum(squares))
+
+    model: Any = Steps()
+    found = account(model, (9, 40))
+    model.steps_alike = False
+    assert found == account(model, (9, 40))
+    assert (found.macs, found.relu_elements, found.batch_norm_elements) == (40 * 18 + 12, 240, 240)
+    assert (found.activation_macs, [layer.bias_adds for layer in found.layers]) == (240, [240, 2])
+
+
+@pytest.mark.slow
+def test_a_review_counted_step_by_step() -> None:
+    """The whole length of IMDB's longest review: many seconds, against a twentieth of one."""
+    with torch.device("meta"):
+        model: Any = build(section("bilstm"), (25_002, 2752), 2)
+    found = account(model, (25_002, 2752))
+    model.steps_alike = False
+    assert found == account(model, (25_002, 2752))

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from models import records
-from models.report import main
+from models.report import main, section
+from models.stages import stages
 from results import architecture, hyperparameters
 from results.architecture import FOLDER, Inputs, facts, inputs, record, request, wanted
 from results.settings import Settings
@@ -38,14 +39,7 @@ def test_the_committed_records_are_those_that_the_tables_ask_for(every: list[dic
             assert content[field] == asked[name][field], name
 
 
-def files() -> list[Any]:
-    """Of a recurrent network every step is counted by itself: a minute."""
-    marks = {True: [pytest.mark.slow], False: []}
-    paths = sorted(FOLDER.glob("*.json"))
-    return [pytest.param(path, id=path.stem, marks=marks["lstm" in path.stem]) for path in paths]
-
-
-@pytest.mark.parametrize("path", files())
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_a_committed_record_is_what_the_model_counts_today(path: Path) -> None:
     content = json.loads(path.read_text())
     assert path.read_text() == records.record(content), f"run {architecture.WRITE}"
@@ -234,3 +228,40 @@ def test_what_the_tables_ask_for_comes_without_torch(every: list[dict[str, Any]]
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [json.loads(line) for line in done.stdout.splitlines()] == every
+
+
+# Stages
+
+
+def told(model: str, in_shape: tuple[int, ...] = (3, 32, 32), classes: int = 10, *given: str) -> dict[str, Any]:
+    return stages(section(model, given), in_shape, classes)
+
+
+def test_stages_of_a_residual_network_are_those_of_its_layers() -> None:
+    small = told("resnet18_cifar")
+    assert small == told(
+        "resnet18_cifar", (3, 32, 32), 10, "model.width=0.65"
+    )  # multiples of the factor, whatever it is
+    blocks = ["[64ρ, 64ρ] × 2", "[128ρ, 128ρ] × 2", "[256ρ, 256ρ] × 2", "[512ρ, 512ρ] × 2"]
+    assert [small[f"block{number}"] for number in range(1, 5)] == blocks
+    assert (small["stem"], small["stem_kernel"], small["stem_stride"], small["linear"]) == ("64", 3, 1, "10")
+    assert (small["pool"], small["pool_kernel"]) == ("avg-pool", 4) and "stem_pool" not in small
+    wide = told("wide_resnet50_2", (3, 64, 96), 7)
+    assert (wide["block1"], wide["block3"]) == ("[128ρ, 128ρ, 256ρ] × 3", "[512ρ, 512ρ, 1024ρ] × 6")
+    assert wide["stem_pool"] == "max-pool (3 × 3, stride 2, padding 1)" and wide["linear"] == "7"
+
+
+def test_stages_of_plain_and_recurrent_networks() -> None:
+    blocks = {"block1": "64ρ, 64ρ, max-pool", "block2": "128ρ, 128ρ, max-pool", "block3": "256ρ, 256ρ, max-pool"}
+    assert told("conv6", (3, 32, 32), 7, "model.width=0.25") == {**blocks, "linear": "256ρ, 256ρ, 7"}
+    assert told("lenet_300_100", (1, 28, 28)) == {"linear": "300, 100, 10"}
+    assert told("bilstm", (20, 9), 2) == {"linear": "1", "output": "sigmoid"}
+    assert told("lstm", (20, 9), 3) == {"linear": "3", "output": "softmax"}
+    assert told("resnet20") == {}  # no paper prints its stages
+
+
+def test_expressions_read_stages_where_there_are_any() -> None:
+    read = Settings(read="{architecture.stages.stem}, {architecture.stages.block1}", number="plain")
+    assert hyperparameters.text(read, compose(["experiment=iterand/cifar10"])) == "64, [64ρ, 64ρ] × 2"
+    with pytest.raises(Misuse, match=r"no 'architecture\.stages\.stem'"):
+        hyperparameters.text(read, compose(["experiment=demo/digits"]))

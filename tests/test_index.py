@@ -79,6 +79,7 @@ def told(collection: Collection) -> dict[str, Any]:
 
 def facts(record: Record) -> str:
     metrics = ("test/accuracy", "best:test/accuracy", "dense:test/accuracy", "layers:fc1", "time/epoch_s", "worst:x")
+    metrics += ("mask/kept_conv", "train/iterations_per_epoch")
     return repr(
         [
             *(record.path, record.packed, record.identity, record.status, record.parent),

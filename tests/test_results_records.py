@@ -144,6 +144,28 @@ def test_zeroed_layers_are_counted(tmp_path: Path) -> None:
     assert record.value("effective/zeroed_layers") is None
 
 
+def test_kept_weights_of_convolutions_are_counted(tmp_path: Path) -> None:
+    path = write_run(tmp_path, SET)
+    layers = {
+        "a.weight": {"shape": [4, 3, 3, 3], "kept": 50, "nonzero": 7, "total": 108},
+        "b.weight": {"shape": [4, 2, 5], "kept": 8, "nonzero": 8, "total": 40},
+        "fc.weight": {"shape": [4, 2], "kept": 3, "nonzero": 3, "total": 8},
+    }
+    for broken, count in (({}, 58.0), ({"c.weight": {"kept": 2}}, None), ({"c.weight": {"shape": [1, 1, 1]}}, None)):
+        change_json(path / "summary.json", layers={**layers, **broken})
+        assert read_directory(path)[0].value("mask/kept_conv") == count
+    change_json(path / "summary.json", layers={})
+    assert read_directory(path)[0].value("mask/kept_conv") is None
+
+
+def test_iterations_of_an_epoch_are_counted(tmp_path: Path) -> None:
+    path = write_run(tmp_path, SET)
+    final = json.loads((path / "summary.json").read_text())["final"]
+    for told, count in (({"step": 1053}, 351.0), ({"step": None}, None), ({"step": 5, "epoch": None}, None)):
+        change_json(path / "summary.json", final={**final, "epoch": 3, **told})
+        assert read_directory(path)[0].value("train/iterations_per_epoch") == count
+
+
 @pytest.mark.parametrize("stored, value", [(0.0, 0.0), (0, 0.0), ("inf", math.inf), ("-inf", -math.inf)])
 def test_a_value_is_what_was_stored(tmp_path: Path, stored: Any, value: float) -> None:
     record, _ = read_directory(write_run(tmp_path, SET, accuracy=stored))
