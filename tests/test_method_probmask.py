@@ -74,6 +74,9 @@ def test_no_feasible_point_is_nearer() -> None:
     for _ in range(20):
         z = torch.randn(30, generator=rng, dtype=torch.float64)
         p = projected(z, 6.0)
+        corner = torch.zeros(30, dtype=torch.float64)
+        corner[z.topk(6).indices] = 1
+        assert float((z - p) @ (corner - p)) <= 1e-9
         for _ in range(50):
             q = torch.rand(30, generator=rng, dtype=torch.float64)
             q *= min(1.0, 6.0 / float(q.sum()))
