@@ -102,8 +102,7 @@ class GraNet(GMP):
         for index, (weight, grad) in enumerate(zip(self.mask.weights, self.grads, strict=True)):
             after, grown = moved(self.mask.kept(index), weight.detach(), grad, share, math.ceil)
             self.mask.set(index, after)
-            weight.view(-1).masked_fill_(grown, 0)
-            reset_state(ctx.optimizer, weight, grown)
+            reset_state(ctx.optimizer, weight, grown)  # what was empty before is zero already
         self.mask.project()
         self.grads = []
 

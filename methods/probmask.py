@@ -148,15 +148,16 @@ class ProbMask(Feedback):
         return {"undecided": float(inside.count_nonzero()) / self.s.numel()}
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"masks": self.mask.as_dict(), "s": self.s.detach(), "adam": dict(self.adam.state[self.s])}
-        return {**super().state_dict(), **own, "seed": self.seed}
+        scores = {"s": self.s.detach(), **self.adam.state[self.s]}
+        return {**super().state_dict(), "masks": self.mask.as_dict(), "scores": scores, "seed": self.seed}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.mask.load(state["masks"])
-        self.s.copy_(state["s"])
-        for name, value in state["adam"].items():  # Adam counts its steps on the CPU
+        moments = dict(state["scores"])
+        self.s.copy_(moments.pop("s"))
+        for name, value in moments.items():  # Adam counts its steps on the CPU
             self.adam.state[self.s][name] = value.clone() if value.dim() == 0 else value.to(self.s.device, copy=True)
         self.seed = state["seed"]
 

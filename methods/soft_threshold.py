@@ -78,7 +78,7 @@ class Scheduled(Source):
         self.value = 0.0
 
     def update(self, ctx: Context, step: int) -> None:
-        if self.schedule is None:
+        if self.schedule is None or self.schedule.steps != ctx.total_steps:  # a budget of FLOPs lengthens a begun run
             steps = ctx.steps_per_epoch
             epochs = ctx.total_steps // steps
             self.schedule = Threshold(**self.options, epochs=epochs, steps_per_epoch=steps, rate=ctx.learning_rate)

@@ -94,7 +94,7 @@ def test_two_ranks_train_as_one_does(run: str, variant: str, ranks: Ranks, tmp_p
     alone, together = ranked.trained(ALONE, tmp_path, given, method), ranks[0]["methods"][f"{run}/{variant}"]
     assert alone["state"].keys() == together["state"].keys()
     for name, tensor in alone["state"].items():
-        if name.startswith(("model/", "optimizer/state/", "method/dense/")):
+        if name.startswith(("model/", "optimizer/state/", "method/dense/", "method/scores/")):
             torch.testing.assert_close(together["state"][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
         elif name.startswith("method/") or name == "rng":
             assert torch.equal(together["state"][name], tensor), name

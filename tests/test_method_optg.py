@@ -27,9 +27,12 @@ def sigmoid(x: float) -> float:
 
 
 def scaled(b: Any) -> Any:
-    """The bench with the trainer's habit of setting every group's rate before the forward pass."""
+    """The bench with the trainer's habit of setting every group's rate before the forward pass, whose weights `forward`
+    has.
+    """
 
     def set_rates(ctx: Any) -> None:
+        b.forward = b.values()
         for group in ctx.optimizer.param_groups:
             group["lr"] = ctx.lr * group.get("lr_scale", 1.0)
 
@@ -70,6 +73,7 @@ def test_trace(bench: Any, gaussian: Callable[..., Any]) -> None:
                 s[layer][i] -= LR * factor * ms[layer][i]
                 w[layer][i] -= LR * mw[layer][i]
         b.step([torch.tensor(g, dtype=torch.float64).view_as(t) for g, t in zip(grads, start, strict=True)])
+        assert b.forward == [pytest.approx(layer, abs=1e-12) for layer in computed], step
         if step < 23:
             assert b.kept() == kept, step
         for found, expected in zip(b.method.dense, w, strict=True):

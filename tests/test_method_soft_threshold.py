@@ -321,3 +321,14 @@ def test_only_the_same_distance_from_zero_is_taken_off(bench: Any) -> None:
     assert b.values()[0] == pytest.approx([0.4, -0.4, 0, 0, 0, 0, 0])
     assert b.kept()[0] == [True, True, False, False, False, False, False]
     assert b.method.distance() == pytest.approx((4 * 0.25 + 2 * 0.04) / (2 * 0.81 + 2 * 0.04 + 2 * 0.25))
+
+
+def test_a_run_that_is_lengthened_once_begun_has_the_longer_schedule(bench: Any, gaussian: Callable[..., Any]) -> None:
+    """As a budget of FLOPs does (runner.trainer): the threshold ends with the run."""
+    b = bench(STDS(final_threshold=0.8, scheduler="linear"), gaussian(SHAPES, 0), lr=0.0, steps_per_epoch=2, epochs=2)
+    b.ctx.total_steps = 8
+    found = []
+    for _ in range(8):
+        b.step([torch.zeros_like(w) for w in b.weights])
+        found.append(float(b.method.source.values()))
+    assert found == pytest.approx([0.1 * step for step in range(1, 9)])
