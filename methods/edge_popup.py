@@ -40,7 +40,7 @@ class EdgePopup(Feedback):
     kept one; "floor" (B) drops int(p n); "nearest" keeps round((1 - p) n). The last two break ties by position.
     `scores` start uniform in +-sqrt(6 / fan_in), "relu" (A), or in +-1 / sqrt(fan_in), "default" (B: PyTorch's own).
     `scale_fan`, for w: "none" (A); fan_in times the share "kept", as Ramanujan et al. print it (section 3.2); times
-    the share "pruned", as B computes it.
+    the share "pruned", as B computes it (of signed constants and normal weights; its KU has no such scale).
     """
 
     pruned: Annotated[float, "0 <= x < 1"]
