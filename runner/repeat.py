@@ -15,6 +15,7 @@ from runner.errors import Misuse
 from runner.execute import execute
 from runner.experiment import make
 from runner.identity import NEUTRAL, SCIENCE, Config, run_dir
+from runner.measuring import measuring
 from runner.records import RunDirectory, read_metrics
 from runner.trainer import Progress, Trainer
 
@@ -59,8 +60,9 @@ def evaluate(path: Path, config: Config, steps: int) -> dict[str, Any]:
     Nothing is written. The model is built from `config`, whose targets are checked like any configuration's.
     """
     trainer = finished(path, config, steps)
-    found: dict[str, Any] = {f"test/{name}": value for name, value in trainer.evaluate().items()}
-    return found | {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in trainer.densities().items()}
+    with measuring(trainer.model, trainer.world) as own:
+        found: dict[str, Any] = {f"test/{name}": value for name, value in trainer.evaluate().items()}
+    return found | own | {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in trainer.densities().items()}
 
 
 def finished(path: Path, config: Config, steps: int) -> Trainer:
