@@ -17,8 +17,8 @@ class Neurons(nn.Module):
 
     In every step t a membrane charges to h, fires where that reaches the threshold 1, and is set to 0 where it fired
     (hard reset): h[t] = v[t-1] + x[t] ("if", integrate and fire) or h[t] = v[t-1] + (x[t] - v[t-1]) / tau ("lif",
-    leaky); s[t] = [h[t] >= 1]; v[t] = (1 - s[t]) h[t]. The gradient of s is that of spikingjelly's arc tangent surrogate,
-    1 / (1 + (pi z)^2) of z = h - 1; the reset's s is held constant in it (the official codes' `detach_reset`).
+    leaky); s[t] = [h[t] >= 1]; v[t] = (1 - s[t]) h[t]. The gradient of s is that of spikingjelly's arc tangent
+    surrogate, 1 / (1 + (pi z)^2) of z = h - 1; the reset's s is held constant in it (official codes: detach_reset).
 
     Membranes are at 0 before the first step of every forward pass and forgotten after the last: no state outlives a
     batch, none is in a checkpoint. They are float32 whatever the currents' precision, which is that of the spikes.
