@@ -117,8 +117,9 @@ def sew_resnet(
     and its shortcut's: ADD (0, 1, 2, ...), AND, or IAND (the shortcut's where the block is silent). `neuron`, `tau`: as
     `models.spiking.Neurons` has them; the official code's are "if".
 
-    Modules are named as in the official code of STDS, which LATS's tables 14 and 15 follow: "conv1", "layer1.0.conv1.0",
-    "layer2.0.downsample.0.0", "fc". Convolutions start He-normal with fan-out, the classifier as PyTorch's default.
+    Modules are named as in the official code of STDS, which LATS's tables 14 and 15 follow: "conv1",
+    "layer1.0.conv1.0", "layer2.0.downsample.0.0", "fc". Convolutions start He-normal with fan-out, the classifier as
+    PyTorch's default.
 
     MACs (models.account) are those of a dense network in all its steps: T times a layer's, but once those of conv1,
     which sees the image, and of fc, which sees the mean. They are an upper bound of the synaptic operations, which

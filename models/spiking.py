@@ -1,4 +1,4 @@
-"""Layers of spiking neurons over a few time steps, on spikingjelly's dynamics and surrogate gradient; their firing rate."""
+"""Layers of spiking neurons over time steps, on spikingjelly's dynamics and surrogate gradient; their firing rate."""
 
 from __future__ import annotations
 
