@@ -16,6 +16,7 @@ from runner.errors import Misuse
 from runner.execute import execute
 from runner.experiment import make
 from runner.identity import NEUTRAL, SCIENCE, Config, parent_config, run_dir
+from runner.measuring import measuring
 from runner.records import RunDirectory, read_metrics
 from runner.trainer import Progress, Trainer
 
@@ -62,7 +63,9 @@ def evaluate(path: Path, config: Config, steps: int) -> dict[str, Any]:
     Nothing is written. The model is built from `config`, whose targets are checked like any configuration's.
     """
     trainer = finished(path, config, steps)
-    found: dict[str, Any] = {f"test/{name}": value for name, value in trainer.evaluate().items()}
+    with measuring(trainer.model, trainer.world) as own:
+        found: dict[str, Any] = {f"test/{name}": value for name, value in trainer.evaluate().items()}
+    found |= own
     found |= {f"{kind}/sparsity": 1 - kept / total for kind, (kept, total) in trainer.densities().items()}
     above = parent_config(config)
     parent = None if above is None else run_dir(path.absolute().parents[4], above)

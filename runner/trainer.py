@@ -23,6 +23,7 @@ from runner.experiment import Experiment
 from runner.gradients import grad_samples, mean_grads
 from runner.kept import Kept
 from runner.ledger import Ledger
+from runner.measuring import measuring
 from runner.optim import L1
 from runner.recorders import Recorders, layers
 from runner.records import RunDirectory
@@ -165,7 +166,9 @@ class Trainer:
         samples = max(0, whole - first * e.schedule.batch_size)
         line = {"epoch": ctx.epoch, "step": ctx.step, "lr": ctx.lr}
         line |= {f"train/{name}": value for name, value in e.task.metrics(trained).items()}
-        line |= {f"test/{name}": value for name, value in self.evaluate().items()}
+        with measuring(self.model, self.world) as own:
+            line |= {f"test/{name}": value for name, value in self.evaluate().items()}
+        line |= own
         if (unpruned := e.method.unpruned()) is not None:
             with unpruned:
                 line |= {f"unpruned/{name}": value for name, value in self.evaluate().items()}

@@ -26,6 +26,7 @@ from runner.errors import Misuse
 from runner.execute import execute
 from runner.experiment import make
 from runner.identity import run_dir
+from runner.measuring import measuring
 from runner.records import Held, RunDirectory
 from runner.repeat import timeless
 from runner.replicas import RanksDiffer, _tensors
@@ -42,6 +43,8 @@ TINY = ["model.hidden=[24,12]", "schedule.epochs=3", "schedule.batch_size=131", 
 
 __all__ = ["METHODS", "MOVING"]
 MOVING = set(BUSY) - CALM
+SPIKING = ["model=sew_resnet_small", "model.width=2", "dataset=synthetic", "dataset.shape=[3,16,16]",
+           "dataset.train_size=16", "dataset.test_size=7", "schedule.batch_size=8", "schedule.epochs=2"]  # fmt: skip
 Findings = dict[str, Any]
 
 
@@ -130,6 +133,20 @@ def evaluation(world: World, folder: Path) -> Findings:
         metrics, sums = t.e.task.metrics, []
         t.e.task.metrics = lambda total, metrics=metrics, sums=sums: sums.append(total) or metrics(total)  # type: ignore
         found[str(size)] = t.evaluate(), sums[0][0].item()
+    return found
+
+
+def spikes(world: World, folder: Path) -> Findings:
+    """The firing rate over a test set that the ranks share: of 7 images rank 0 sees 4, and 3 one by one."""
+    found: Findings = {}
+    for size in (1, 4):
+        given = [*SPIKING, f"trainer.eval_batch_size={size}"]
+        t = trainer(world, folder / str(size), given)
+        with measuring(t.model, world) as rates:
+            t.evaluate()
+        found[str(size)] = rates, int(t.model.sn1.chances)  # type: ignore[union-attr, arg-type]
+    t = trainer(world, folder / "trained", [*SPIKING, "method=s_lats", "method.final_threshold=0.1"])
+    found["history"] = [timeless(line) for line in t.fit()]
     return found
 
 
@@ -296,7 +313,7 @@ def text_streams(world: World, folder: Path) -> Findings:
     return found
 
 
-SCENES = (methods, resumption, statistics, evaluation, faults, executed, refusals, other_sizes, text_streams)
+SCENES = (methods, resumption, statistics, evaluation, spikes, faults, executed, refusals, other_sizes, text_streams)
 
 
 def main() -> None:

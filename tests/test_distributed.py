@@ -111,6 +111,19 @@ def test_evaluation_counts_every_sample_once(ranks: Ranks, tmp_path: Path) -> No
         assert metrics == pytest.approx(alone, rel=1e-6)
 
 
+def test_the_firing_rate_is_that_of_all_ranks_images(ranks: Ranks, tmp_path: Path) -> None:
+    one, other = (found["spikes"] for found in ranks)
+    alone = ranked.spikes(ALONE, tmp_path)
+    for size in ("1", "4"):
+        (rates, mine), (others_rates, theirs) = one[size], other[size]
+        assert rates == others_rates == alone[size][0] and 0 < rates["spikes/firing_rate"] < 1
+        assert mine + theirs == alone[size][1] and 0 < theirs < mine
+    assert one["history"] == other["history"]
+    assert [line["spikes/firing_rate"] for line in one["history"]] == pytest.approx(
+        [line["spikes/firing_rate"] for line in alone["history"]], rel=0.2
+    )
+
+
 @pytest.mark.parametrize("method", ranked.METHODS)
 def test_a_stop_asked_of_one_rank_saves_all_and_resumes_bit_for_bit(method: str, ranks: Ranks) -> None:
     """With dropout, for which every rank draws from its own generator, and batch normalisation's own statistics."""

@@ -51,7 +51,7 @@ def shape_for(name: str) -> tuple[int, ...]:
 def test_the_expected_options_exist() -> None:
     assert {"lenet_300_100", "wrn_28_2", "wrn_28_10", "resnet50", "timm", "torchvision"} <= set(NAMES)
     assert {"resnet20", "resnet32", "resnet56", "vgg16_d", "densenet_40_12", "vgg11", "conv6", *RECURRENT} <= set(NAMES)
-    assert {"mobilenet_v1", "transformer_xl", "transformer_xl_small"} <= set(NAMES)
+    assert {"mobilenet_v1", "transformer_xl", "transformer_xl_small", "sew_resnet18", "sew_resnet_small"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
