@@ -23,6 +23,8 @@ SETTLED = ("completed", "diverged")
 
 SEED_DIRECTORY = re.compile(r"seed(\d+)")
 SEED_FILE = re.compile(r"seed(\d+)\.json")
+#: A run's times of inference, measured afterwards (`runs.py engines`), in its directory or beside its packed record.
+TIMES_FILE, TIMES_SCHEMA = "engines.json", 1
 
 
 @dataclass(frozen=True, order=True)
@@ -114,8 +116,8 @@ class Record:
         """The last epoch's `metric`; with `best:`, `dense:` ... before it that of the summary's part of this name.
 
         `epochN:METRIC`: that of epoch N. `layers:NAME`: the share of zeros among the effective weights NAME.weight (or
-        NAME) at the end, 0 to 1. `effective/zeroed_layers`: how many layers have no other then. None when it was not
-        recorded.
+        NAME) at the end, 0 to 1. `effective/zeroed_layers`: how many layers have no other then.
+        `engines:ENGINE/SETTING/ms`: a time of inference. None when it was not recorded.
         """
         if metric == "effective/zeroed_layers":
             layers = self.content.part("layers")
@@ -124,6 +126,8 @@ class Record:
         part, separator, name = metric.partition(":")
         if not separator:
             part, name = "final", metric
+        if part == "engines":
+            return number.read(self._time(name))
         if of_epoch := _EPOCH.fullmatch(part):
             return self.history(name).get(int(of_epoch[1]))
         values = self.content.part(part)
@@ -132,6 +136,19 @@ class Record:
         if part == "layers":
             return _sparsity(values.get(f"{name}.weight", values.get(name)))
         return number.read(values.get(name))
+
+    def _time(self, name: str) -> Any:
+        """The entry ENGINE/SETTING/FIELD of the run's times; None without them, and when they are another run's."""
+        try:
+            value = files.json_file(self.path.with_name(TIMES_FILE) if self.packed else self.path / TIMES_FILE)
+        except Unusable:
+            return None
+        if (value.get("schema"), value.get("key"), value.get("seed")) != (TIMES_SCHEMA, self.key, self.seed):
+            return None
+        value = value.get("times")
+        for part in name.split("/"):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
 
     def history(self, metric: str) -> dict[int, float]:
         """Epoch -> `metric`, from the lines of metrics or from the summary's series; empty when it was not recorded."""
