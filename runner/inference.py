@@ -130,16 +130,7 @@ def measure_untrained(
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """The record of the never trained networks of composed configs, each against the unpruned one of its model."""
-    asked: list[dict[str, Any]] = []
-    for config in configs:
-        network = untrained(config)
-        dense = {**network, "pruning": {"sparsity": 0.0, "allocation": "global", "keep_dense": []}}
-        asked += [each for each in (dense, network) if each not in asked]
-    families: list[list[dict[str, Any]]] = []
-    for each in asked:
-        same = [family for family in families if _model(family[0]) == _model(each)]
-        families.remove(same[0]) if same else None
-        families.append([*(same[0] if same else []), each])
+    families = distinct(configs)
     found: list[dict[str, Any]] = []
     started = start(engines)
     try:
@@ -166,9 +157,21 @@ def measure_untrained(
     }
 
 
-def _model(network: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What networks share that differ in their pruning alone."""
-    return tuple(network[name] for name in ("model", "in_shape", "num_classes", "seed"))
+def distinct(configs: Iterable[Config]) -> list[list[dict[str, Any]]]:
+    """The never trained networks of composed configs, each once, by what they are apart from their pruning.
+
+    The first of every such list is the unpruned one, whether it is asked for or not.
+    """
+    families: list[list[dict[str, Any]]] = []
+    for config in configs:
+        network = untrained(config)
+        dense = {**network, "pruning": {"sparsity": 0.0, "allocation": "global", "keep_dense": []}}
+        family = next((each for each in families if each[0] == dense), None)
+        if family is None:
+            families.append(family := [dense])
+        if network not in family:
+            family.append(network)
+    return families
 
 
 @torch.no_grad()

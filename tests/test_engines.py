@@ -228,6 +228,9 @@ def test_untrained_networks_share_the_dense_one(call: Callable[..., Any], fake: 
     # The unpruned network comes first, and is the baseline.
     file = tmp_path / "engines" / "net.json"
     given = [*NET, "method.sparsity=0.5", "method.allocation=uniform"]
+    assert inference.distinct([compose([*NET, "method=dense"]), compose(given), compose(given)]) == [
+        [records.untrained(compose([*NET, "method=dense"])), records.untrained(compose(given))]
+    ]
     code, out, err = call("--untrained", *given, "--engine", "fake", "--setting", "2x1", "--rounds", "3", "--out", file)
     assert code == 0 and err.endswith(f"The record is {file}.\n")
     found = json.loads(file.read_text())
