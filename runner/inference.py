@@ -40,7 +40,7 @@ from runner.timing import in_turn
 # A variant's turn takes this long at least, so that the clock does not matter; a pass shorter than this comes after one
 # that does not count, since the caches hold another variant's weights.
 _TURN_S = 0.2
-_IMAGES = 64  # that set an untrained network's batch norms
+_IMAGES = 8  # that set an untrained network's batch norms
 _SETTING = re.compile(r"(\d+)x(\d+)")
 #: What a record of untrained networks says of their weights.
 UNTRAINED = (
