@@ -4,11 +4,11 @@ PY := .venv/bin/python
 READY := .venv/.installed
 WORKERS ?= auto
 
-.PHONY: help setup demo test check bench tables report clean
+.PHONY: help setup demo test check bench tables report deepsparse clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv from requirements.lock, with regrow editable in it (PYTHON=python3.12 picks the interpreter)
 
@@ -44,6 +44,15 @@ tables: setup ## regenerate every table from the runs at hand (out/tables)
 report: setup ## one HTML page of all tables and figures (out/report/index.html)
 	$(PY) scripts/make_tables.py --format html --out out/report
 
+deepsparse: .deepsparse/.installed ## optional: DeepSparse 1.8, at its end of life, in an environment of its own (Python 3.11)
+
+.deepsparse/.installed: requirements-deepsparse.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "DeepSparse 1.8 needs Python 3.11, and '$(PYTHON)' is not that: name one, as in: make deepsparse PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .deepsparse
+	.deepsparse/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-deepsparse.lock
+	@touch $@
+
 clean: ## remove generated output and caches; .venv, runs and datasets stay
 	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -path ./.venv -prune -o -path ./runs -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path ./.venv -prune -o -path ./.deepsparse -prune -o -path ./runs -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -49,7 +49,8 @@ def evaluate(expression: str, config: Mapping[str, Any]) -> Any:
     """The value of `expression`: a dotted path of `config`, or + - * / over paths and numbers.
 
     Paths below `architecture` are facts of the config's model (results.architecture), those below `threshold` of its
-    method's threshold (methods.thresholds).
+    method's threshold (methods.thresholds), those below `engines` of its network as it is before training, pruned by
+    magnitude (results.engines).
     """
     return arithmetic(_PATH.sub(lambda path: f"{{{path[0]}}}", expression), lambda path: lookup(path, config))
 
@@ -103,6 +104,10 @@ def lookup(path: str, config: Mapping[str, Any]) -> Any:
         from results.architecture import facts
 
         value = {"architecture": facts(config)}
+    elif path.split(".")[0] == "engines":
+        from results import engines
+
+        value = {"engines": engines.facts(config)}
     elif path.split(".")[0] == "threshold":
         value = {"threshold": thresholds.facts(config["method"])}
     for name in path.split("."):

@@ -24,6 +24,8 @@ SETTLED = ("completed", "diverged")
 
 SEED_DIRECTORY = re.compile(r"seed(\d+)")
 SEED_FILE = re.compile(r"seed(\d+)\.json")
+#: A run's times of inference, measured afterwards (`runs.py engines`), in its directory or beside its packed record.
+TIMES_FILE, TIMES_SCHEMA = "engines.json", 1
 
 
 @dataclass(frozen=True, order=True)
@@ -115,14 +117,16 @@ class Record:
         """The last epoch's `metric`; with `best:`, `dense:` ... before it that of the summary's part of this name.
 
         `epochN:METRIC`: that of epoch N. `layers:NAME`: the share of zeros among the effective weights NAME.weight (or
-        NAME) at the end, 0 to 1. What follows from the rest of the record is in `COUNTED`. None when it was not
-        recorded.
+        NAME) at the end, 0 to 1. `engines:ENGINE/SETTING/ms`: a time of inference. What follows from the rest of the
+        record is in `COUNTED`. None when it was not recorded.
         """
         if metric in COUNTED:
             return COUNTED[metric](self.content)
         part, separator, name = metric.partition(":")
         if not separator:
             part, name = "final", metric
+        if part == "engines":
+            return number.read(self._time(name))
         if of_epoch := _EPOCH.fullmatch(part):
             return self.history(name).get(int(of_epoch[1]))
         values = self.content.part(part)
@@ -131,6 +135,19 @@ class Record:
         if part == "layers":
             return _sparsity(values.get(f"{name}.weight", values.get(name)))
         return number.read(values.get(name))
+
+    def _time(self, name: str) -> Any:
+        """The entry ENGINE/SETTING/FIELD of the run's times; None without them, and when they are another run's."""
+        try:
+            value = files.json_file(self.path.with_name(TIMES_FILE) if self.packed else self.path / TIMES_FILE)
+        except Unusable:
+            return None
+        if (value.get("schema"), value.get("key"), value.get("seed")) != (TIMES_SCHEMA, self.key, self.seed):
+            return None
+        value = value.get("times")
+        for part in name.split("/"):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
 
     def history(self, metric: str) -> dict[int, float]:
         """Epoch -> `metric`, from the lines of metrics or from the summary's series; empty when it was not recorded.

@@ -42,7 +42,7 @@ def measure(path: Path, config: Config, steps: int, batch: int, rounds: int) -> 
         constant = constant_channels(dense, first)
     except ValueError as error:
         raise Misuse(f"{path} cannot be compacted: {error}.") from None
-    outputs = _compared(dense, compact, (inputs for inputs, *_ in e.data.test_batches(batch)))
+    outputs = compared(dense, compact, (inputs for inputs, *_ in e.data.test_batches(batch)))
     timed = first[torch.arange(batch, device=first.device) % len(first)]
     # As many passes as the dense network takes a while for, so that the clock does not matter.
     began = time.perf_counter()
@@ -76,12 +76,18 @@ def measure(path: Path, config: Config, steps: int, batch: int, rounds: int) -> 
             "rounds": rounds,
             "in_shape": list(e.data.in_shape),
         },
-        "environment": {**describe(str(e.device), e.settings.threads), **_machine()},
+        "environment": {
+            **describe(str(e.device), e.settings.threads),
+            **machine(),
+            "torch_pruning": importlib.metadata.version("torch-pruning"),
+        },
     }
 
 
 @torch.no_grad()
-def _compared(dense: nn.Module, compact: nn.Module, batches: Iterable[Tensor]) -> dict[str, Any]:
+def compared(
+    dense: Callable[[Tensor], Tensor], compact: Callable[[Tensor], Tensor], batches: Iterable[Tensor]
+) -> dict[str, Any]:
     """How far the outputs lie apart at most, as a share of the largest one, and how many classifications differ."""
     count, other, largest, apart = 0, 0, 0.0, 0.0
     for images in batches:
@@ -104,7 +110,7 @@ def _passes(model: nn.Module, images: Tensor, count: int) -> Callable[[], None]:
     return run
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     """The processor, which times depend on: its name where Linux tells it, its vector instructions, its cores."""
     names: list[str] = []
     if (info := Path("/proc/cpuinfo")).exists():
@@ -112,5 +118,4 @@ def _machine() -> dict[str, Any]:
             line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
     capability = torch.backends.cpu.get_cpu_capability()
-    version = importlib.metadata.version("torch-pruning")
-    return {"processor": names[0] if names else None, "instructions": capability, "torch_pruning": version}
+    return {"processor": names[0] if names else None, "instructions": capability}

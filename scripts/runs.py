@@ -1,7 +1,7 @@
 """The runs at hand: `python scripts/runs.py list`, `show`, `diff`, `check`, `evaluate`, `rerun`, `compact`,
-`gc`, `pack`.
+`export`, `engines`, `gc`, `pack`.
 
-Torch is imported to evaluate, to rerun and to compact only.
+Torch is imported to evaluate, to rerun, to compact, to export and to time only.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from results import ledger, number
 from results.address import select
 from results.collect import LOGGED, Collection, write_packed
 from results.command import Arguments, collect_runs, remembered, say
+from results.engines import FOLDER as ENGINES
 from results.integrity import report
 from results.plan import plan
-from results.record import STATUSES, Record
+from results.record import STATUSES, TIMES_FILE, Record
 from results.render import ledger as text
 from runner.compose import compose, groups
 from runner.errors import Misuse, nearest
@@ -82,7 +83,22 @@ def _parser() -> Arguments:
     shrinking.add_argument("--rounds", type=int, default=21, metavar="N", help="ratios to take (default: 21)")
     shrinking.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the run's)")
     shrinking.add_argument("--out", type=Path, metavar="FILE", help="the record (default: compact.json in the run)")
-    for sub in (evaluating, repeating, shrinking):
+    exporting = add(_export, "Write a run's network as an ONNX model, its zeros kept, its outputs compared.", "run")
+    exporting.add_argument("--images", type=int, default=256, metavar="N", help="test images to compare on (256)")
+    exporting.add_argument("--out", type=Path, metavar="FILE", help="default: model.onnx in the run")
+    timing = add(_engines, "Time inference in engines of networks with zeros against dense ones, in turn.")
+    timing.add_argument("run", metavar="RUN", nargs="?", help=run_help)
+    timing.add_argument(
+        "--untrained",
+        nargs="+",
+        metavar="TARGET",
+        help="instead: never trained networks, pruned by magnitude: of tables' cells (addresses), or of overrides",
+    )
+    timing.add_argument("--engine", nargs="+", metavar="E", help="default: onnxruntime openvino deepsparse")
+    timing.add_argument("--setting", nargs="+", metavar="BATCHxTHREADS", help="default: 1 and 64 images on all cores")
+    timing.add_argument("--rounds", type=int, default=11, metavar="N", help="times to take of each (default: 11)")
+    timing.add_argument("--out", type=Path, metavar="FILE", help="the record (default: engines.json in the run)")
+    for sub in (evaluating, repeating, shrinking, exporting, timing):
         sub.add_argument("--data", metavar="DIR", help="the data root (default: REGROW_DATA, else the run's)")
         sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: the run's")
     cleaning = add(_gc, "What runs leave behind and nothing needs. Summaries, metrics, configurations always stay.")
@@ -146,10 +162,7 @@ def _json(value: Any) -> str:
 
 
 def _evaluate(options: Any) -> int:
-    record, _ = ledger.find(options.run, collect_runs(options.runs))
-    summary = _result(record)
-    if record.packed:
-        raise Misuse(f"{record.path} is a packed record, which has no checkpoint; repeat the run with rerun.")
+    record, summary = _with_checkpoint(options)
     from runner.repeat import evaluate, here
 
     found = evaluate(record.path, here(record.config, options.data, options.device), summary["steps"])
@@ -206,13 +219,8 @@ def _rerun(options: Any) -> int:
 
 def _compact(options: Any) -> int:
     """Writes the record even when the outputs differ, and says so: 1."""
-    for name in ("batch", "rounds", "threads"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise Misuse(f"--{name} {value} should be 1 or above.")
-    record, _ = ledger.find(options.run, collect_runs(options.runs))
-    summary = _result(record)
-    if record.packed:
-        raise Misuse(f"{record.path} is a packed record, which has no checkpoint; repeat the run with rerun.")
+    _counts(options, "batch", "rounds", "threads")
+    record, summary = _with_checkpoint(options)
     from runner.repeat import here
     from runner.speedup import measure
 
@@ -228,6 +236,91 @@ def _compact(options: Any) -> int:
         say(["The outputs differ by more than rounding."])
         return 1
     return 0
+
+
+def _export(options: Any) -> int:
+    """Writes nothing when the outputs differ: 1."""
+    _counts(options, "images")
+    record, summary = _with_checkpoint(options)
+    from runner.export import of_run
+    from runner.repeat import here
+
+    config = here(record.config, options.data, options.device)
+    path = options.out or record.path / "model.onnx"
+    found = of_run(record.path, config, summary["steps"], options.images, path)
+    print(text.export(found), end="")
+    if not found["outputs"]["equal"]:
+        say(["The outputs differ by more than rounding; nothing is written."])
+        return 1
+    say([f"The model is {path}."])
+    return 0
+
+
+def _engines(options: Any) -> int:
+    """Writes the record even when outputs differ, and says so: 1."""
+    _counts(options, "rounds")
+    if (options.run is None) == (options.untrained is None):
+        raise Misuse("Name either a run or, with --untrained, networks that were never trained.")
+    if options.untrained is None:
+        record, summary = _with_checkpoint(options)
+        path = options.out or record.path / TIMES_FILE
+    else:
+        if options.data or options.device:
+            raise Misuse("--data and --device are a run's: networks that were never trained see random images.")
+        configs, name = _configs(options.untrained)
+        path = options.out or ENGINES / f"{name}.json"
+    from runner import engines, inference
+    from runner.repeat import here
+
+    settings = inference.settings_of(options.setting)
+    chosen = list(dict.fromkeys(options.engine or engines.DEFAULT))
+    if options.untrained is None:
+        config = here(record.config, options.data, options.device)
+        found = inference.measure_run(record.path, config, summary["steps"], chosen, settings, options.rounds)
+        networks = [found, *([{**found, **found["dense"]}] if "dense" in found else [])]
+    else:
+        found = inference.measure_untrained(configs, chosen, settings, options.rounds, lambda line: say([line]))
+        networks = found["networks"]
+    print(text.engines(found), end="")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, found)
+    say([f"The record is {path}."])
+    if not all(each["equal"] for n in networks for engine in n["times"].values() for each in engine.values()):
+        say(["Outputs of an engine differ from torch's by more than rounding."])
+        return 1
+    return 0
+
+
+def _configs(targets: Sequence[str]) -> tuple[list[Config], str]:
+    """The configs of the cells of addresses, or of one list of overrides; and a name for their record."""
+    given = [target for target in targets if "=" in target]
+    if given and len(given) < len(targets):
+        raise Misuse("--untrained takes addresses of tables, or overrides, not both.")
+    if given:
+        config = compose(given)
+        return [config], f"{config['model']['name']}_{config['method']['name']}".replace("/", "_")
+    slots = [slot for selection in select(targets) for slot in selection.slots()]
+    slots = [slot for slot in slots if slot.settings.kind != "derived" and not slot.needs and slot.calibrated]
+    if not slots:
+        raise Misuse(f"No cell of {', '.join(targets)} has a network.")
+    overrides = dict.fromkeys(slot.overrides for slot in slots)
+    return [compose(list(each)) for each in overrides], "_".join(targets).replace("/", "_").replace("*", "all")
+
+
+def _counts(options: Any, *names: str) -> None:
+    """Misuse when one of these options is below 1."""
+    for name in names:
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise Misuse(f"--{name} {value} should be 1 or above.")
+
+
+def _with_checkpoint(options: Any) -> tuple[Record, dict[str, Any]]:
+    """The run that `options` name, which must have a checkpoint and a result; and its summary."""
+    record, _ = ledger.find(options.run, collect_runs(options.runs))
+    summary = _result(record)
+    if record.packed:
+        raise Misuse(f"{record.path} is a packed record, which has no checkpoint; repeat the run with rerun.")
+    return record, summary
 
 
 def _result(record: Record) -> dict[str, Any]:

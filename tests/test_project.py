@@ -139,7 +139,7 @@ def test_gitignore_keeps_source_and_records_and_drops_output(tmp_path: Path) -> 
 def test_make_lists_its_targets() -> None:
     listed = subprocess.run(["make", "-C", ROOT, "--no-print-directory"], capture_output=True, text=True, check=True)
     targets = [line.split()[1] for line in listed.stdout.splitlines()]
-    assert targets == ["help", "setup", "demo", "test", "check", "bench", "tables", "report", "clean"]
+    assert targets == ["help", "setup", "demo", "test", "check", "bench", "tables", "report", "deepsparse", "clean"]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

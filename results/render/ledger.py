@@ -66,6 +66,60 @@ def compact(found: Mapping[str, Any]) -> str:
     )
 
 
+def export(found: Mapping[str, Any]) -> str:
+    """What `runner.export` says of an exported network."""
+    zeros, outputs, versions = found["zeros"], found["outputs"], found["versions"]
+    share = zeros["model"] / zeros["weights"] if zeros["weights"] else 0.0
+    return (
+        f"{zeros['model']:,} of {zeros['weights']:,} weights are 0 ({share:.2%}), and all of them in the exported "
+        f"network ({zeros['exported']:,} there).\n"
+        f"Outputs on {outputs['images']} test images: {outputs['difference']:.1e} apart at most, of the largest; "
+        f"{outputs['other_predictions']} other prediction(s) (fp32, ONNX Runtime {versions['onnxruntime']} and torch "
+        f"{versions['torch']}).\n"
+        f"Opset {found['opset']}, {found['bytes'] / 1e6:.1f} MB.\n"
+    )
+
+
+def engines(found: Mapping[str, Any]) -> str:
+    """What a record of `runner.inference` says: times and their ratios to the dense network's, engine by engine."""
+    if "networks" in found:
+        networks = [(_pruned(network), network["times"]) for network in found["networks"]]
+    else:
+        networks = [("sparse" if "dense" in found else "dense", found["times"])]
+        networks += [("dense", found["dense"]["times"])] if "dense" in found else []
+    rows = [["network", "engine", "setting", "ms", "[least, greatest]", "dense / it", "[least, greatest]", "outputs"]]
+    for name, times in networks:
+        for engine, settings in times.items():
+            for setting, time in settings.items():
+                ratio = time["speedup"]
+                rows.append(
+                    [
+                        name,
+                        f"{engine} {found['engines'][engine]['version']}",
+                        setting,
+                        f"{time['ms']:.2f}",
+                        f"[{time['least']:.2f}, {time['greatest']:.2f}]",
+                        f"{ratio['median']:.2f}",
+                        f"[{ratio['least']:.2f}, {ratio['greatest']:.2f}]",
+                        f"{time['difference']:.1e} apart{'' if time['equal'] else ': not equal'}",
+                    ]
+                )
+    machine = found["environment"]
+    return columns(rows) + (
+        f"Medians of {found['rounds']} rounds, in turn, in {found['precision']} on {machine['cores']} core(s) of "
+        f"{machine['processor']} ({machine['instructions']}).\n"
+        + (f"The networks were {found['weights']}.\n" if "weights" in found and "networks" in found else "")
+        + (f"Dense: {found['baseline']}.\n" if "baseline" in found else "")
+    )
+
+
+def _pruned(network: Mapping[str, Any]) -> str:
+    pruning = network["pruning"]
+    if not pruning["sparsity"]:
+        return f"{network['model']['name']} dense"
+    return f"{network['model']['name']} {pruning['sparsity']:.0%} {pruning['allocation']}"
+
+
 def whole(run: Mapping[str, Any]) -> str:
     """A run: what it is, its final and best metrics, its layers, environment and configuration."""
     parts = [columns([[f"{name}:", text] for name, text in _facts(run).items() if text])]
