@@ -32,8 +32,10 @@ class Neurons(nn.Module):
 
     def __init__(self, timesteps: int, neuron: Neuron = "if", tau: float = 2.0) -> None:
         super().__init__()
-        from spikingjelly.activation_based.surrogate import ATan
-
+        try:
+            from spikingjelly.activation_based.surrogate import ATan
+        except ImportError:
+            raise ValueError("spiking networks need spikingjelly: pip install 'regrow[spiking]'") from None
         if timesteps < 1:
             raise ValueError(f"timesteps is 1 or more, not {timesteps}")
         if neuron not in get_args(Neuron):
