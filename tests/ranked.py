@@ -212,7 +212,7 @@ def executed(world: World, folder: Path) -> Findings:
                 touched.append(f"{event} {path}")
 
     sys.addaudithook(audit)
-    given = [*TINY, *STAGE, f"runs={folder / 'runs'}", "trainer.checkpoint_seconds=0", "trainer.eval_batch_size=100"]
+    given = [*TINY, *STAGE, f"runs={folder / 'runs'}", "trainer.checkpoint_seconds=0"]
     config = compose(given)
     summary = execute(config, given, lambda line: told.append(line["epoch"]))
     again = execute(config, given, lambda line: told.append(line["epoch"]))

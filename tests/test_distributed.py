@@ -180,16 +180,6 @@ def test_rank_0_alone_touches_the_directory_and_reports(ranks: Ranks) -> None:
     assert one["again"] == other["again"] == {"schema": 1, **one["summary"]}
 
 
-def test_two_ranks_compare_a_stage_with_its_parent_as_one_does(ranks: Ranks, tmp_path: Path) -> None:
-    """Of 360 samples in batches of 100 rank 0 has two batches, rank 1 the rest."""
-    one, other = (found["executed"]["summary"] for found in ranks)
-    given = [*ranked.TINY, *ranked.STAGE, f"runs={tmp_path}", "trainer.eval_batch_size=1000"]
-    alone = execute(compose(given), given)["pair"]
-    assert one["pair"] == other["pair"] and one["pair"]["samples"] == alone["samples"] == 360
-    assert one["pair"]["agreement"] == pytest.approx(alone["agreement"], abs=1.5)
-    assert one["pair"]["cross_entropy"] == pytest.approx(alone["cross_entropy"], rel=0.02)
-
-
 def test_an_error_of_one_rank_is_everybodys(ranks: Ranks) -> None:
     one, other = (found["refusals"] for found in ranks)
     for name, begins in {

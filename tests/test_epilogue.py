@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import signal
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from torch import Tensor
 from methods.base import Method
 from runner import checkpoint
 from runner.compose import compose
-from runner.epilogue import compared, epilogue
+from runner.epilogue import compared, epilogue, pair
 from runner.execute import execute
 from runner.experiment import make, make_model
 from runner.identity import key, parent_config, run_dir
 from runner.language import LanguageModelling
-from runner.repeat import evaluate
+from runner.repeat import evaluate, finished
+from runner.world import World
 from tests.killing import outcome, run_and_die
 from tests.test_trainer import TINY
 
@@ -226,3 +228,33 @@ def test_a_partner_is_built_without_a_trace_in_the_run(tmp_path: Path) -> None:
     second = make_model(config, e.data, e.device)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert Method().unpruned() is None
+
+
+@dataclass
+class Part(World):
+    """One of several ranks, which keeps the sums that it would add to the others'."""
+
+    sums: list[Tensor] = field(default_factory=list)
+
+    def sum(self, tensor: Tensor | None) -> Tensor:
+        assert tensor is not None
+        self.sums.append(tensor)
+        return tensor
+
+
+def test_ranks_share_the_samples_and_count_each_once(tmp_path: Path) -> None:
+    """Five batches of 360 samples: rank 0 of two has three of them, rank 1 the others."""
+    config, summary, path = run(tmp_path, *DENSE)
+    above = parent_config(config)
+    assert above is not None
+    parts = [Part(rank=rank, size=2) for rank in range(2)]
+    for part in parts:
+        trainer = finished(path, config, summary["steps"])
+        trainer.world = part
+        pair(trainer, config, run_dir(tmp_path, above))
+    one, other = (part.sums[0] for part in parts)
+    assert (one[0], other[0]) == (3 * 77 - (5 * 77 - 360), 2 * 77)
+    n, agree, entropy, exchanged = (one + other).tolist()
+    assert n == 360 and summary["pair"]["agreement"] == 100 * agree / n
+    assert summary["pair"]["cross_entropy"] == pytest.approx(entropy / n, rel=1e-12)
+    assert summary["pair"]["cross_entropy_reversed"] == pytest.approx(exchanged / n, rel=1e-12)
