@@ -23,6 +23,10 @@ IDENTITY = ("model", "in_shape", "num_classes", "pruning", "seed")
 _PRUNING = {"sparsity": 0.0, "allocation": "global", "keep_dense": []}
 
 
+class Unmeasured(Misuse):
+    """No record tells the times of a network: a cell that reads them is missing."""
+
+
 def untrained(config: Mapping[str, Any]) -> dict[str, Any]:
     """The never trained network of a composed config: its model, inputs and seed, and how magnitude prunes it.
 
@@ -44,7 +48,7 @@ def untrained(config: Mapping[str, Any]) -> dict[str, Any]:
 def facts(config: Mapping[str, Any], folder: Path = FOLDER) -> Mapping[str, Any]:
     """What expressions read below `engines`: ENGINE.batchN_threadsM.ms, .speedup.median ..., weights, macs.
 
-    Misuse when no committed record tells of the config's never trained network, or several do.
+    Unmeasured when no committed record tells of the config's never trained network; Misuse when several do.
     """
     wanted = untrained(config)
     found = [
@@ -56,9 +60,9 @@ def facts(config: Mapping[str, Any], folder: Path = FOLDER) -> Mapping[str, Any]
     pruned = wanted["pruning"]
     name = f"{wanted['model']['name']} with {pruned['sparsity']:.0%} of its weights pruned ({pruned['allocation']})"
     if not found:
-        raise Misuse(
-            f"No record in {folder} tells the times of {name}; `python scripts/runs.py engines --untrained ADDRESS` "
-            "measures them."
+        raise Unmeasured(
+            f"No record in {folder.name}/ below results/logged tells the times of {name}; "
+            "`python scripts/runs.py engines --untrained ADDRESS` measures them."
         )
     if len(found) > 1:
         raise Misuse(f"{found[0][0]} and {found[1][0]} both tell the times of {name}; remove one.")

@@ -14,6 +14,7 @@ from results.cell import Cell
 from results.collect import Collection
 from results.comparison import best_places
 from results.document import load
+from results.engines import Unmeasured
 from results.plan import Compose, composed
 from results.record import Record
 from results.table import Line, Slot, Table, operands
@@ -161,6 +162,8 @@ class _Filler:
         config = composition.config
         try:
             text = hyperparameters.text(slot.settings, config)
+        except Unmeasured as error:
+            return self._cell(slot, config=config, key=composition.key, problems=(str(error),), fixed_status="missing")
         except Misuse as error:
             raise Misuse(f"{slot.address}: {error}") from error
         printed = slot.published

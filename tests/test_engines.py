@@ -15,7 +15,9 @@ from torch import nn
 
 from methods.allocation import kept_of, prunable_weights
 from results import engines as records
+from results.address import select
 from results.collect import collect, write_packed
+from results.fill import fill
 from runner import engines, inference
 from runner.cluster import cores
 from runner.compose import compose
@@ -247,7 +249,9 @@ def test_untrained_networks_share_the_dense_one(call: Callable[..., Any], fake: 
     facts = records.facts(compose(given), file.parent)
     assert facts["fake"]["batch2_threads1"]["ms"] == half["times"]["fake"]["batch2_threads1"]["ms"]
     assert records.facts(compose([*NET, "method=dense"]), file.parent)["macs"]["left"] == dense["macs"]["all"]
-    with pytest.raises(Misuse, match=r"No record in .* tells the times of resnet20 with 60% of its weights pruned"):
+    with pytest.raises(
+        Misuse, match=r"No record in engines/ .* tells the times of resnet20 with 60% of its weights pruned"
+    ):
         records.facts(compose([*given, "method.sparsity=0.6"]), file.parent)
     file.with_name("second.json").write_text(file.read_text())
     with pytest.raises(Misuse, match=r"net\.json and .*second\.json both tell the times of resnet20 .* remove one"):
@@ -255,6 +259,18 @@ def test_untrained_networks_share_the_dense_one(call: Callable[..., Any], fake: 
     file.with_name("second.json").write_text("{")
     with pytest.raises(Misuse, match=r"second\.json is not a whole record of times .* measure it again"):
         records.facts(compose(given), file.parent)
+
+
+def test_a_cell_without_a_record_is_missing_and_says_what_measures_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records.facts, "__defaults__", (tmp_path,))
+    (selection,) = select(["acdc/engines/resnet50_dense"])
+    cells = fill(selection, collect([])).cells.values()
+    assert {cell.status for cell in cells} == {"missing"} and {cell.text for cell in cells} == {None}
+    assert len({problem for cell in cells for problem in cell.problems}) == 1
+    (problem,) = {problem for cell in cells for problem in cell.problems}
+    assert "`python scripts/runs.py engines --untrained ADDRESS` measures them" in problem
 
 
 def test_only_a_method_that_states_its_sparsity_can_be_stood_in_for() -> None:
