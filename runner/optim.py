@@ -88,6 +88,18 @@ class Schedule:
         return build(self.optimizer, "schedule.optimizer", params=groups, lr=first, weight_decay=self.l2)
 
 
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give fused SGD a momentum of zeros before its first step.
+
+    torch (2.15) takes memory as it finds it for the momentum, for the kernel to fill: where a gradient scaler has the
+    kernel skip the first step, that memory stays as it is and is added to the second.
+    """
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.SGD) and group["fused"] and group["momentum"] and not group["dampening"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+
+
 class L1:
     """Adds `strength` * sign(w) to the gradient of convolution and linear weights: the gradient of strength * |w|."""
 

@@ -24,7 +24,7 @@ from runner.gradients import grad_samples, mean_grads
 from runner.kept import Kept
 from runner.ledger import Ledger
 from runner.measuring import measuring
-from runner.optim import L1
+from runner.optim import L1, begin_momentum
 from runner.recorders import Recorders, layers
 from runner.records import RunDirectory
 from runner.replicas import Replicas
@@ -70,6 +70,8 @@ class Trainer:
             self.net = torch.compile(self.net)  # type: ignore[assignment]
         self.optimizer = e.schedule.make_optimizer(e.method, self.model)
         self.scaler = torch.amp.GradScaler(e.device.type, enabled=e.precision == "fp16")
+        if self.scaler.is_enabled():
+            begin_momentum(self.optimizer)
         self.learning_rate = e.schedule.learning_rate()
         self.l1 = L1(e.schedule.l1, self.model)
         batches = e.data.train_size / e.schedule.batch_size

@@ -300,6 +300,31 @@ def test_seed_zero_is_a_seed(tmp_path: Path) -> None:
     assert run(tmp_path / "again", "seed=0")[0]["final"]["train/loss"] == zero["final"]["train/loss"]
 
 
+def test_a_skipped_first_step_leaves_no_momentum(tiny: list[str], tmp_path: Path) -> None:
+    """fp16 overflows at the first step; the second one is then the first of plain SGD with momentum."""
+    trainers = []
+    for fused in (True, False):
+        overrides = [*tiny, "precision=fp16", f"schedule.optimizer.fused={fused}", f"runs={tmp_path}/{fused}"]
+        config = compose(overrides)
+        t = Trainer(make(config), RunDirectory(run_dir(config["runs"], config)))
+        t.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, backoff_factor=2.0**-30)
+        torch.manual_seed(0)
+        before = [p.detach().clone() for p in t.model.parameters()]
+        # What torch would take for its buffers is not zeros.
+        spoilt = [torch.full_like(p, float("nan")) for p in t.model.parameters() for _ in range(4)]
+        del spoilt
+        t.step(torch.arange(10))
+        assert all(torch.equal(p, old) for p, old in zip(t.model.parameters(), before, strict=True)), "skipped"
+        t.step(torch.arange(10))
+        assert not torch.equal(next(t.model.parameters()), before[0])
+        trainers.append(t)
+    for one, other in zip(trainers[0].model.parameters(), trainers[1].model.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-7)
+    for t in trainers:
+        buffers = [state["momentum_buffer"] for state in t.optimizer.state.values()]
+        assert buffers and all(bool(buffer.isfinite().all()) for buffer in buffers)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_reduced_precision_trains(tmp_path: Path, precision: str) -> None:
     summary, _ = run(tmp_path, f"precision={precision}", "schedule.epochs=8")
