@@ -70,6 +70,18 @@ def facts(config: Mapping[str, Any], folder: Path = FOLDER) -> Mapping[str, Any]
     return {**network["times"], "weights": network["weights"], "macs": network["macs"]}
 
 
+def entry(path: str, config: Mapping[str, Any]) -> Any:
+    """The fact at a dotted path of `facts`; Unmeasured when the record does not tell it."""
+    told: Any = facts(config)
+    for name in path.split("."):
+        told = told.get(name) if isinstance(told, Mapping) else None
+    if told is None:
+        raise Unmeasured(
+            f"The record of {config['model']['name']} tells no {path}; measure it with that engine and setting."
+        )
+    return told
+
+
 def _records(folder: Path) -> Sequence[tuple[Path, Mapping[str, Any]]]:
     stamps = [(path, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.json"))]
     return _read(tuple(stamps))

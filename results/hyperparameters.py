@@ -107,7 +107,7 @@ def lookup(path: str, config: Mapping[str, Any]) -> Any:
     elif path.split(".")[0] == "engines":
         from results import engines
 
-        value = {"engines": engines.facts(config)}
+        return engines.entry(path.removeprefix("engines."), config)
     elif path.split(".")[0] == "threshold":
         value = {"threshold": thresholds.facts(config["method"])}
     for name in path.split("."):

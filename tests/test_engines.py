@@ -18,6 +18,7 @@ from results import engines as records
 from results.address import select
 from results.collect import collect, write_packed
 from results.fill import fill
+from results.hyperparameters import evaluate, lookup
 from runner import engines, inference
 from runner.cluster import cores
 from runner.compose import compose
@@ -271,6 +272,17 @@ def test_a_cell_without_a_record_is_missing_and_says_what_measures_it(
     assert len({problem for cell in cells for problem in cell.problems}) == 1
     (problem,) = {problem for cell in cells for problem in cell.problems}
     assert "`python scripts/runs.py engines --untrained ADDRESS` measures them" in problem
+
+
+def test_what_a_record_does_not_tell_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"fake": {"batch1_threads1": {"ms": 2.5}}, "weights": {}, "macs": {"all": 8, "left": 2}}
+    monkeypatch.setattr(records, "facts", lambda config: told)
+    config = {"model": {"name": "net"}}
+    assert evaluate("100 * engines.macs.left / engines.macs.all", config) == 25
+    assert lookup("engines.fake.batch1_threads1.ms", config) == 2.5
+    for path in ("engines.fake.batch64_threads1.ms", "engines.other", "engines.macs.all.ms"):
+        with pytest.raises(records.Unmeasured, match=f"net tells no {path.removeprefix('engines.')}; measure it"):
+            lookup(path, config)
 
 
 def test_only_a_method_that_states_its_sparsity_can_be_stood_in_for() -> None:
