@@ -37,7 +37,6 @@ class GraNet(GMP):
     short of its end; this one does not. No exchange follows the last step, since nothing would train what has grown.
     """
 
-    every_epochs: Annotated[float, "0 < x"]
     initial_sparsity: Sparsity = 0.5
     start_allocation: Allocation = "erk"
     allocation: Ranking = "global"
@@ -49,6 +48,8 @@ class GraNet(GMP):
 
     def check(self, epochs: float) -> None:
         super().check(epochs)
+        if not self.every_epochs:
+            raise ValueError("every_epochs = 0 leaves no time between two updates; give it a number above 0")
         if self.end_fraction > self.drop_fraction:
             raise ValueError(f"end_fraction = {self.end_fraction:g} exceeds drop_fraction = {self.drop_fraction:g}")
 

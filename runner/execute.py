@@ -210,7 +210,7 @@ def _parent(config: Config, progress: Progress | None, stop: Callable[[], bool],
 
 def _first(config: Config, progress: Progress | None, stop: Callable[[], bool], world: World) -> Path | None:
     """Run the first of the runs that a stage builds on, if it rewinds to that one's weights; its directory."""
-    if not config.get("start") or config["start"]["initialization"] != "rewound":
+    if not config.get("start") or config["start"].get("initialization") != "rewound":
         return None
     while parent_config(parent := parent_config(config) or config):
         config = parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,14 @@ def _cache_of_the_tests_own(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REGROW_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _numbers_as_python_has_them() -> Iterator[None]:
+    """A run of a file before may have left the processor flushing denormal numbers to zero."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
+    yield
 
 
 @pytest.fixture

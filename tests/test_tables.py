@@ -325,6 +325,8 @@ DIFFERING = {
     "dpf/table3/dsr_s80/reached",
     "dpf/table3/dsr_s80/remaining",
     "dpf/table3/incremental_s80/reached",
+    # A "ρ" is missing in the print.
+    "iterand/table2/block4/resnet101",
     # Printed rounded up.
     *(f"acdc/architecture/{name}/inference" for name in ("rigl_s80", "rigl_erk_s80")),
     *(f"acdc/architecture/topkast_{name}_s80_b{b}/inference" for name, b in [("1x", 50), ("1x", 0), ("1x", 60)]),
