@@ -41,6 +41,8 @@ MODELS = {
     "wrn": [*RUN, *NOISE, "dataset.shape=[3,8,8]", "model=wrn_28_2", "model.depth=10", "model.width=1"],
     "timm": [*RUN, *NOISE, "dataset.shape=[3,32,32]", "model=timm", "model.name=test_resnet"],
 }
+# The one of a library takes seconds with every method.
+EACH_MODEL = [pytest.param(name, marks=[pytest.mark.slow] if name == "timm" else []) for name in MODELS]
 
 # So that much happens within eight steps.
 BUSY: dict[str, list[str]] = {
@@ -173,7 +175,7 @@ def finished(method: str, model: str, seed: int = 0) -> dict[str, Tensor]:
         return state_of(t)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", EACH_MODEL)
 @pytest.mark.parametrize("method", METHODS)
 def test_masks_are_exact_and_weights_zero_outside_after_every_step(method: str, model: str, tmp_path: Path) -> None:
     seen: list[list[int]] = []
@@ -238,7 +240,7 @@ def test_masks_are_exact_and_weights_zero_outside_after_every_step(method: str, 
     assert line["effective/sparsity"] == pytest.approx(1 - nonzero / total, abs=1e-12)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", EACH_MODEL)
 @pytest.mark.parametrize("method", METHODS)
 def test_n_steps_and_n_more_equal_2n(method: str, model: str, tmp_path: Path) -> None:
     """Stopped within an epoch, at its end, and within the next one; each time continued from the checkpoint."""
@@ -297,7 +299,7 @@ def test_masks_are_a_function_of_the_seed(method: str) -> None:
     assert (masks(0) != masks(1)) == has_masks == (method not in UNMASKED)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", EACH_MODEL)
 @pytest.mark.parametrize("method", METHODS)
 def test_names_are_canonical_and_finalize_keeps_the_outputs(method: str, model: str, tmp_path: Path) -> None:
     config = compose(overrides(method, model))

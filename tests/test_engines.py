@@ -111,6 +111,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 # The record of a run
 
 
+@pytest.mark.slow
 def test_times_and_ratios_are_those_of_the_rounds(root: Path, call: Callable[..., Any], fake: Fake) -> None:
     config = compose([*RUN, f"runs={root}"])
     path = run_dir(root, config)
@@ -155,6 +156,7 @@ def test_a_cell_reads_the_times_of_its_own_run(
     assert value(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_outputs_that_differ_are_an_error_but_recorded(call: Callable[..., Any], fake: Fake, tmp_path: Path) -> None:
     fake.wrong = 1.0
     file = tmp_path / "record.json"
@@ -166,6 +168,7 @@ def test_outputs_that_differ_are_an_error_but_recorded(call: Callable[..., Any],
     assert "not equal" in out and not json.loads(file.read_text())["times"]["fake"]["batch3_threads1"]["equal"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_an_engine_gives_the_networks_outputs(name: str, call: Callable[..., Any], tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="exporting needs: pip install 'regrow[engines]'")
@@ -227,6 +230,7 @@ def test_a_layer_that_is_not_there_is_a_misuse() -> None:
         drawn(records.untrained(compose([*NET, "method.sparsity=0.5", "method.keep_dense=[conv1]"])))
 
 
+@pytest.mark.slow
 def test_untrained_networks_share_the_dense_one(call: Callable[..., Any], fake: Fake, tmp_path: Path) -> None:
     # The unpruned network comes first, and is the baseline.
     file = tmp_path / "engines" / "net.json"

@@ -204,10 +204,14 @@ def test_a_real_run_against_its_masks_kept_whole(tmp_path: Path, method: str) ->
 
 # Where a parent would learn nothing from noise in its eight steps.
 LEARNS = {"acdc_dense": ("digits", ["dataset.train_subset=null"])}
+# Of so many stages that they take long.
+CHAINS = ("imp", "lottery", "lottery_flops", "lottery_rewound")
 MASKLESS = {"dense", "quantised", "gpo", "sparsevd", "acdc_dense"}
 
 
-@pytest.mark.parametrize("method", names("method"))
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] if m in CHAINS else []) for m in names("method")]
+)
 def test_a_recorded_run_is_the_same_run(tmp_path: Path, method: str) -> None:
     """Same key, same numbers, same weights and random numbers to the last bit."""
     model, more_data = LEARNS.get(method, ("lenet", []))
