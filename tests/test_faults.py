@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import itertools
 import json
@@ -465,17 +464,22 @@ def test_readers_that_were_killed_end_the_run_instead_of_hanging_it(
     monkeypatch.setattr(image_files, "_PATIENCE_S", 0.05)
     step = Trainer.step
 
+    class Fatal:
+        """Work that a reader takes and dies of."""
+
+        def run(self) -> None:
+            raise SystemExit
+
     def killing(self: Trainer, *arguments: Any) -> None:
         if self.ctx.step == 2:
             data: Any = self.e.data
             readers = [thread for thread in threading.enumerate() if thread.name.startswith(data.name)]
             assert readers
+            data.threads._max_workers = len(readers)  # no other is started in their place
+            for _ in readers:
+                data.threads._work_queue.put(Fatal())
             for reader in readers:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(reader.ident or 0), ctypes.py_object(SystemExit)
-                )
-            while any(reader.is_alive() for reader in readers):  # they notice when they wake up for something to read
-                data.threads.submit(time.sleep, 0)
+                reader.join()
             data.expected = None
         step(self, *arguments)
 
