@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,18 @@ class Setting:
         return f"batch{self.batch}_threads{self.threads}"
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How often each network is opened in each engine, and timed while it is open.
+
+    Where memory comes to lie, and what an engine picks by trying, is settled when it opens a network: some openings are
+    faster than others for as long as they last.
+    """
+
+    openings: int
+    rounds: int
+
+
 def settings_of(texts: Sequence[str] | None) -> list[Setting]:
     """BATCHxTHREADS each; by default 1 and 64 images with every core of this machine. Misuse for more than these.
 
@@ -82,7 +94,12 @@ def settings_of(texts: Sequence[str] | None) -> list[Setting]:
 
 
 def measure_run(
-    path: Path, config: Config, steps: int, engines: Sequence[str], settings: Sequence[Setting], rounds: int
+    path: Path,
+    config: Config,
+    steps: int,
+    engines: Sequence[str],
+    settings: Sequence[Setting],
+    plan: Plan,
 ) -> dict[str, Any]:
     """The record of a finished run's network, against the dense twin of it, on test images. In fp32.
 
@@ -101,7 +118,7 @@ def measure_run(
     images = images.cpu()[torch.arange(needed) % len(images)]
     started = start(engines)
     try:
-        told = _measure(networks, next(reversed(networks)), images.numpy(), started, settings, rounds)
+        told = _measure(networks, next(reversed(networks)), images.numpy(), started, settings, plan)
         about = {name: engine.about for name, engine in started.items()}
     finally:
         _close(started)
@@ -116,7 +133,7 @@ def measure_run(
         **_sizes(sparse, e.data.in_shape),
         **told["sparse"],
         **({"dense": told["dense"]} if "dense" in networks else {}),
-        "rounds": rounds,
+        **asdict(plan),
         "engines": about,
         "environment": environment(settings),
     }
@@ -126,7 +143,7 @@ def measure_untrained(
     configs: Iterable[Config],
     engines: Sequence[str],
     settings: Sequence[Setting],
-    rounds: int,
+    plan: Plan,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """The record of the never trained networks of composed configs, each against the unpruned one of its model."""
@@ -139,7 +156,7 @@ def measure_untrained(
             shape = family[0]["in_shape"]
             generator = torch.Generator().manual_seed(derive(family[0]["seed"], "images"))
             images = torch.randn(max(each.batch for each in settings), *shape, generator=generator).numpy()
-            told = _measure(models, "0", images, started, settings, rounds, say)
+            told = _measure(models, "0", images, started, settings, plan, say)
             found += [
                 {**each, **_sizes(models[name], shape), **told[name]} for name, each in zip(models, family, strict=True)
             ]
@@ -150,7 +167,7 @@ def measure_untrained(
         "schema": SCHEMA,
         "weights": UNTRAINED,
         "precision": "fp32",
-        "rounds": rounds,
+        **asdict(plan),
         "networks": found,
         "engines": about,
         "environment": environment(settings),
@@ -240,7 +257,7 @@ def _measure(
     images: Array,
     engines: Mapping[str, Engine],
     settings: Sequence[Setting],
-    rounds: int,
+    plan: Plan,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, Any]]:
     """{name: {zeros, times: {engine: {setting: what was measured}}}} of networks of one architecture.
@@ -259,45 +276,68 @@ def _measure(
             began = os.getloadavg()[0]
             inputs = np.ascontiguousarray(images[: setting.batch])
             wanted = {name: _torch(model, inputs) for name, model in models.items()}
-            sessions: dict[tuple[str, str], Session] = {}
-            turns: dict[str, Callable[[], float]] = {}
-            for engine_name, engine in engines.items():
-                for name, network in networks.items():
-                    session = engine.open(network, setting.batch, setting.threads)
-                    sessions[engine_name, name] = session
-                    clock = time.perf_counter()
-                    difference = apart(session.outputs(inputs), wanted[name])
-                    one = time.perf_counter() - clock
-                    if one < _TURN_S:  # the first pass of a session is slower
-                        one = session.seconds(inputs, 1, warm=True)
-                    passes = max(1, math.ceil(_TURN_S / one))
-                    found[name]["times"][engine_name][setting.name] = {
-                        "passes": passes,
-                        "difference": difference,
-                        "equal": difference < engine.rounding,
-                        **session.facts,
-                    }
-                    turns[f"{engine_name}/{name}"] = partial(session.seconds, inputs, passes, warm=one < _TURN_S)
-            say(f"{setting.name}: {len(turns)} sessions are open; {rounds} rounds follow.")
-            seconds = in_turn(turns, rounds)
+            seconds: dict[str, dict[str, list[list[float]]]] = {
+                engine: {name: [] for name in models} for engine in engines
+            }
+            for opening in range(1, plan.openings + 1):
+                sessions: dict[tuple[str, str], Session] = {}
+                turns: dict[str, Callable[[], float]] = {}
+                for engine_name, engine in engines.items():
+                    for name, network in networks.items():
+                        session = engine.open(network, setting.batch, setting.threads)
+                        sessions[engine_name, name] = session
+                        told, turn = _prepared(session, inputs, wanted[name], engine.rounding)
+                        before = found[name]["times"][engine_name].get(setting.name, told)
+                        told["difference"] = max(told["difference"], before["difference"])
+                        told["equal"] = told["equal"] and before["equal"]
+                        found[name]["times"][engine_name][setting.name] = told
+                        turns[f"{engine_name}/{name}"] = turn
+                say(
+                    f"{setting.name}: {len(turns)} sessions are open (opening {opening} of {plan.openings}); "
+                    f"{plan.rounds} rounds follow."
+                )
+                taken = in_turn(turns, plan.rounds)
+                for (engine_name, name), session in sessions.items():
+                    seconds[engine_name][name].append(taken[f"{engine_name}/{name}"])
+                    session.close()
             load = [round(began, 2), round(os.getloadavg()[0], 2)]
-            for engine_name, name in sessions:
-                own, dense = seconds[f"{engine_name}/{name}"], seconds[f"{engine_name}/{baseline}"]
-                ratios = [d / s for d, s in zip(dense, own, strict=True)]
-                found[name]["times"][engine_name][setting.name] |= {
-                    **_spread([1000 * each for each in own], "ms"),
-                    "speedup": _spread(ratios, "median"),
-                    "load": load,
-                }
-            for session in sessions.values():
-                session.close()
+            for engine_name, of_engine in seconds.items():
+                for name, own in of_engine.items():
+                    ratios = [
+                        [d / s for d, s in zip(*each, strict=True)]
+                        for each in zip(of_engine[baseline], own, strict=True)
+                    ]
+                    found[name]["times"][engine_name][setting.name] |= {
+                        **_spread([1000 * each for opening in own for each in opening], "ms"),
+                        "speedup": _spread([each for opening in ratios for each in opening], "median"),
+                        "speedup_by_opening": [_digits(statistics.median(opening)) for opening in ratios],
+                        "load": load,
+                    }
     return found
+
+
+def _prepared(
+    session: Session, inputs: Array, wanted: Array, rounding: float
+) -> tuple[dict[str, Any], Callable[[], float]]:
+    """What a record says of a session, its outputs compared with the wanted ones; and a turn of it, in seconds."""
+    clock = time.perf_counter()
+    difference = apart(session.outputs(inputs), wanted)
+    one = time.perf_counter() - clock
+    if one < _TURN_S:  # the first pass of a session is slower
+        one = session.seconds(inputs, 1, warm=True)
+    passes = max(1, math.ceil(_TURN_S / one))
+    told = {"passes": passes, "difference": difference, "equal": difference < rounding, **session.facts}
+    return told, partial(session.seconds, inputs, passes, warm=one < _TURN_S)
 
 
 def _spread(values: Sequence[float], name: str) -> dict[str, float]:
     """Median, least and greatest, in four digits."""
     three = {name: statistics.median(values), "least": min(values), "greatest": max(values)}
-    return {each: float(f"{value:.4g}") for each, value in three.items()}
+    return {each: _digits(value) for each, value in three.items()}
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 @torch.inference_mode()

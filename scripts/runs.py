@@ -96,7 +96,12 @@ def _parser() -> Arguments:
     )
     timing.add_argument("--engine", nargs="+", metavar="E", help="default: onnxruntime openvino deepsparse")
     timing.add_argument("--setting", nargs="+", metavar="BATCHxTHREADS", help="default: 1 and 64 images on all cores")
-    timing.add_argument("--rounds", type=int, default=11, metavar="N", help="times to take of each (default: 11)")
+    timing.add_argument(
+        "--openings", type=int, default=3, metavar="N", help="how often each network is opened anew (default: 3)"
+    )
+    timing.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="times to take of each while it is open (default: 5)"
+    )
     timing.add_argument("--out", type=Path, metavar="FILE", help="the record (default: engines.json in the run)")
     for sub in (evaluating, repeating, shrinking, exporting, timing):
         sub.add_argument("--data", metavar="DIR", help="the data root (default: REGROW_DATA, else the run's)")
@@ -258,7 +263,7 @@ def _export(options: Any) -> int:
 
 def _engines(options: Any) -> int:
     """Writes the record even when outputs differ, and says so: 1."""
-    _counts(options, "rounds")
+    _counts(options, "openings", "rounds")
     if (options.run is None) == (options.untrained is None):
         raise Misuse("Name either a run or, with --untrained, networks that were never trained.")
     if options.untrained is None:
@@ -273,13 +278,14 @@ def _engines(options: Any) -> int:
     from runner.repeat import here
 
     settings = inference.settings_of(options.setting)
+    plan = inference.Plan(options.openings, options.rounds)
     chosen = list(dict.fromkeys(options.engine or engines.DEFAULT))
     if options.untrained is None:
         config = here(record.config, options.data, options.device)
-        found = inference.measure_run(record.path, config, summary["steps"], chosen, settings, options.rounds)
+        found = inference.measure_run(record.path, config, summary["steps"], chosen, settings, plan)
         networks = [found, *([{**found, **found["dense"]}] if "dense" in found else [])]
     else:
-        found = inference.measure_untrained(configs, chosen, settings, options.rounds, lambda line: say([line]))
+        found = inference.measure_untrained(configs, chosen, settings, plan, lambda line: say([line]))
         networks = found["networks"]
     print(text.engines(found), end="")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -115,7 +115,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 def test_times_and_ratios_are_those_of_the_rounds(root: Path, call: Callable[..., Any], fake: Fake) -> None:
     config = compose([*RUN, f"runs={root}"])
     path = run_dir(root, config)
-    code, out, err = call(key(config), "--engine", "fake", "--setting", "3x1", "--rounds", "3")
+    code, out, err = call(key(config), "--engine", "fake", "--setting", "3x1", "--openings", "1", "--rounds", "3")
     assert (code, err) == (0, f"The record is {path / 'engines.json'}.\n")
     found = json.loads((path / "engines.json").read_text())
     time = found["times"]["fake"]["batch3_threads1"]
@@ -133,12 +133,41 @@ def test_times_and_ratios_are_those_of_the_rounds(root: Path, call: Callable[...
     assert "sparse" in out and "20.00" in out and "[1.50, 4.00]" in out
 
 
+@pytest.mark.slow
+def test_every_opening_has_rounds_of_its_own(
+    root: Path, call: Callable[..., Any], fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ratios are those of networks that were open at the same time: 20 / 10, 30 / 20, then 60 / 10, 40 / 40."""
+    monkeypatch.setitem(engines.ENGINES, "fake", lambda: Reopened())
+    opened: list[Fake] = []
+
+    class Reopened(Fake):
+        def __init__(self) -> None:
+            super().__init__(0.1, 0.2, 0.010, 0.020, 0.020, 0.030)
+            opened.append(self)
+
+        def open(self, network: Network, batch: int, threads: int) -> Any:
+            if len(self.opened) == 2:
+                assert self.closed == 2
+                self.seconds, self.opened = (0.1, 0.2, 0.010, 0.060, 0.040, 0.040), []
+            return super().open(network, batch, threads)
+
+    given = [key(compose([*RUN, f"runs={root}"])), "--engine", "fake", "--setting", "3x1"]
+    assert call(*given, "--openings", "2", "--rounds", "2", "--out", root / "reopened.json")[0] == 0
+    found = json.loads((root / "reopened.json").read_text())
+    assert (found["openings"], found["rounds"]) == (2, 2)
+    time = found["times"]["fake"]["batch3_threads1"]
+    assert time["speedup_by_opening"] == [1.75, 3.5] and time["speedup"] == {"median": 1.75, "least": 1, "greatest": 6}
+    assert (time["ms"], time["least"], time["greatest"]) == (15, 10, 40)
+    assert [each.closed for each in opened] == [4]
+
+
 def test_a_cell_reads_the_times_of_its_own_run(
     root: Path, call: Callable[..., Any], fake: Fake, tmp_path: Path
 ) -> None:
     config = compose([*RUN, f"runs={root}"])
     path = run_dir(root, config)
-    assert call(key(config), "--engine", "fake", "--setting", "3x1", "--rounds", "3")[0] == 0
+    assert call(key(config), "--engine", "fake", "--setting", "3x1", "--openings", "1", "--rounds", "3")[0] == 0
     metric = "engines:fake/batch3_threads1/ms"
 
     def value(folder: Path, name: str = metric) -> float | None:
@@ -160,7 +189,9 @@ def test_a_cell_reads_the_times_of_its_own_run(
 def test_outputs_that_differ_are_an_error_but_recorded(call: Callable[..., Any], fake: Fake, tmp_path: Path) -> None:
     fake.wrong = 1.0
     file = tmp_path / "record.json"
-    code, out, err = call(key(compose(RUN)), "--engine", "fake", "--setting", "3x1", "--rounds", "3", "--out", file)
+    code, out, err = call(
+        key(compose(RUN)), "--engine", "fake", "--setting", "3x1", "--openings", "1", "--rounds", "3", "--out", file
+    )
     assert (code, err) == (
         1,
         f"The record is {file}.\nOutputs of an engine differ from torch's by more than rounding.\n",
@@ -174,7 +205,20 @@ def test_an_engine_gives_the_networks_outputs(name: str, call: Callable[..., Any
     pytest.importorskip("onnxscript", reason="exporting needs: pip install 'regrow[engines]'")
     pytest.importorskip(name, reason=f"{name} is not installed: pip install 'regrow[engines]'")
     file = tmp_path / "record.json"
-    code, _, _ = call(key(compose(RUN)), "--engine", name, "--setting", "1x1", "5x1", "--rounds", "2", "--out", file)
+    code, _, _ = call(
+        key(compose(RUN)),
+        "--engine",
+        name,
+        "--setting",
+        "1x1",
+        "5x1",
+        "--openings",
+        "1",
+        "--rounds",
+        "2",
+        "--out",
+        file,
+    )
     found = json.loads(file.read_text())
     assert code == 0 and set(found["times"][name]) == {"batch1_threads1", "batch5_threads1"}
     for time in (*found["times"][name].values(), *found["dense"]["times"][name].values()):
@@ -238,7 +282,9 @@ def test_untrained_networks_share_the_dense_one(call: Callable[..., Any], fake: 
     assert inference.distinct([compose([*NET, "method=dense"]), compose(given), compose(given)]) == [
         [records.untrained(compose([*NET, "method=dense"])), records.untrained(compose(given))]
     ]
-    code, out, err = call("--untrained", *given, "--engine", "fake", "--setting", "2x1", "--rounds", "3", "--out", file)
+    code, out, err = call(
+        "--untrained", *given, "--engine", "fake", "--setting", "2x1", "--openings", "1", "--rounds", "3", "--out", file
+    )
     assert code == 0 and err.endswith(f"The record is {file}.\n")
     found = json.loads(file.read_text())
     dense, half = found["networks"]
@@ -317,6 +363,7 @@ def test_settings_are_of_this_machine() -> None:
         (("--untrained", "acdc/engine"), "There is no table 'acdc/engine'"),
         (("--untrained", "acdc/engines", "--data", "x"), "--data and --device are a run's"),
         (("x", "--rounds", "0"), "--rounds 0 should be 1 or above"),
+        (("x", "--openings", "0"), "--openings 0 should be 1 or above"),
     ],
 )
 def test_a_misuse_is_one_sentence(arguments: tuple[str, ...], sentence: str, call: Callable[..., Any]) -> None:
@@ -427,7 +474,17 @@ def test_a_deepsparse_that_dies_is_said_to(deepsparse: engines.DeepSparse) -> No
 @pytest.mark.skipif(not engines.DEEPSPARSE.exists(), reason="DeepSparse is not installed: make deepsparse")
 def test_the_real_deepsparse_gives_the_networks_outputs(call: Callable[..., Any], tmp_path: Path) -> None:
     file = tmp_path / "record.json"
-    given = [*NET, "method.sparsity=0.9", "method.allocation=erk", "--engine", "deepsparse", "--rounds", "2"]
+    given = [
+        *NET,
+        "method.sparsity=0.9",
+        "method.allocation=erk",
+        "--engine",
+        "deepsparse",
+        "--openings",
+        "1",
+        "--rounds",
+        "2",
+    ]
     code, _, _ = call("--untrained", *given, "--setting", "1x1", "6x1", "--out", file)
     assert code == 0
     for network in json.loads(file.read_text())["networks"]:

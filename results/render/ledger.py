@@ -106,7 +106,8 @@ def engines(found: Mapping[str, Any]) -> str:
                 )
     machine = found["environment"]
     return columns(rows) + (
-        f"Medians of {found['rounds']} rounds, in turn, in {found['precision']} on {machine['cores']} core(s) of "
+        f"Medians of {found['rounds']} rounds in each of {found['openings']} openings, in turn, in "
+        f"{found['precision']} on {machine['cores']} core(s) of "
         f"{machine['processor']} ({machine['instructions']}).\n"
         + (f"The networks were {found['weights']}.\n" if "weights" in found and "networks" in found else "")
         + (f"Dense: {found['baseline']}.\n" if "baseline" in found else "")
