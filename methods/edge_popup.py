@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from methods.allocation import kept_of, prunable_weights
 from methods.base import Context
 from methods.knob import Knob
-from methods.masks import Masks, top_mask
+from methods.masks import Masks, kth_largest, top_mask
 from methods.passes import Passes, count
 from methods.reparam import Feedback
 
@@ -109,7 +109,7 @@ class EdgePopup(Feedback):
         """The flat boolean mask that keeps the best of a layer's `scores`."""
         flat, n = scores.reshape(-1), scores.numel()
         if self.rounding == "percentile":
-            return flat >= flat.kthvalue(1 + round(self.pruned * (n - 1))).values
+            return flat >= kth_largest(flat, n - round(self.pruned * (n - 1)))
         return top_mask(flat, n - int(self.pruned * n) if self.rounding == "floor" else kept_of(n, self.pruned))
 
     def compress(self) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from methods.masks import Masks, digest, random_positions, reset_state, top_mask
+from methods.masks import Masks, digest, kth_largest, random_positions, reset_state, top_mask
 
 
 def kept(scores: list[float], keep: int) -> list[int]:
@@ -56,6 +56,38 @@ def test_top_mask_takes_any_shape_and_answers_flat() -> None:
 def test_top_mask_equals_a_stable_sort(scores: list[int], keep: int) -> None:
     by_score = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     assert kept([float(s) for s in scores], keep) == sorted(by_score[:keep])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["signed", "positive", "mostly zero", "mostly one negative number", "few values"])
+def test_large_selections_equal_a_stable_sort(kind: str, dtype: torch.dtype) -> None:
+    """Selection goes over bits, and leaves a number out that is there often: whatever is asked for, it is exact."""
+    generator = torch.Generator().manual_seed(0)
+    size = 20_011
+    scores = torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+    often = torch.rand(size, generator=generator) < 0.7
+    if kind == "positive":
+        scores = scores.abs()
+    elif kind == "mostly zero":
+        scores[often] = 0.0
+        scores[1::7] = -0.0
+    elif kind == "mostly one negative number":
+        scores[often] = -0.5
+    elif kind == "few values":
+        scores = scores.round()
+    order = scores.sort(descending=True, stable=True).indices
+    for keep in (1, 2, 1000, 3000, 3001, 5000, 9000, 14_000, 17_500, size - 1):
+        expected = torch.zeros(size, dtype=torch.bool)
+        expected[order[:keep]] = True
+        assert torch.equal(top_mask(scores, keep), expected), keep
+        assert kth_largest(scores, keep) == scores[order[keep - 1]] and kth_largest(scores, keep).dtype == dtype
+
+
+@pytest.mark.parametrize("size", [1, 5, 2000])
+def test_the_kth_largest_by_sorting(size: int) -> None:
+    scores = torch.linspace(-1, 1, size)[torch.randperm(size, generator=torch.Generator().manual_seed(1))]
+    for k in {1, (size + 1) // 2, size}:
+        assert kth_largest(scores, k) == scores.sort(descending=True).values[k - 1]
 
 
 def test_random_positions_draws_exactly_the_free_ones() -> None:
