@@ -106,9 +106,10 @@ def test_the_cache_serves_until_a_review_changes(tmp_path: Path, monkeypatch: py
     first = everything(imdb(root=str(tmp_path), **MINI))
     assert everything(imdb(root=str(tmp_path), **MINI)) == first and len(times) == 1
     assert everything(imdb(root=str(tmp_path), **{**MINI, "validation": 2})) != first and len(times) == 2
+    assert everything(imdb(root=str(tmp_path), **MINI)) == first and len(times) == 3
     path = tmp_path / "aclImdb" / "train" / "neg" / "0_2.txt"
     path.write_text(path.read_text() + " again", encoding="utf-8")
-    assert everything(imdb(root=str(tmp_path), **MINI)) != first and len(times) == 3
+    assert everything(imdb(root=str(tmp_path), **MINI)) != first and len(times) == 4
 
 
 def test_a_batch_by_hand() -> None:

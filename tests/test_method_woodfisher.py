@@ -176,7 +176,7 @@ def test_two_prunings_by_dense_algebra(
 
 def test_the_update_minimises_the_quadratic_model(bench: Any, gaussian: Callable[..., Any]) -> None:
     """One weight dropped: min 1/2 d^T F d where w_q + d_q = 0, solved as a linear system with its multiplier."""
-    (weight,), (gradients,) = gaussian([(1, 6)], 5), gaussian([(9, 1, 6)], 6)
+    (weight,), (gradients,) = gaussian([(1, 6)], 8), gaussian([(9, 1, 6)], 9)
     method = woodfisher(fisher_samples=9, block_size=6, sparsity=1 / 6)
     b = prepared(bench, method, [weight], [gradients])
     method.prune_by_fisher(b.ctx, 1 / 6)
