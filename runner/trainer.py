@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -80,11 +81,12 @@ class Trainer:
             raise Misuse(f"schedule.batch_size = {e.schedule.batch_size} exceeds the {e.data.train_size} samples.")
         rng = torch.Generator().manual_seed(derive(e.seed, "method"))
         self.ctx = Context(self.optimizer, rng, total_steps=steps * e.schedule.epochs, steps_per_epoch=steps)
-        self.ctx.mean_grads, self.ctx.grad_samples = partial(mean_grads, self), partial(grad_samples, self)
+        me = weakref.proxy(self)  # in no circle: what a run held is free when it ends
+        self.ctx.mean_grads, self.ctx.grad_samples = partial(mean_grads, me), partial(grad_samples, me)
         self.clocks = Clocks(partial(synchronize, e.device))
         self.ctx.timed = self.clocks.timed
         self.ctx.scratch = e.settings.scratch_gib * 2**30
-        self.ctx.learning_rate = lambda step: self.learning_rate.at(step / steps)
+        self.ctx.learning_rate = lambda step: me.learning_rate.at(step / steps)
         self.replicas = Replicas(world, self.model, self.optimizer, e.method, self.ctx)
         last = torch.arange((steps - 1) * e.schedule.batch_size, min(steps * e.schedule.batch_size, e.data.train_size))
         self.replicas.check_statistics(min(map(len, last.chunk(e.schedule.accumulate))))

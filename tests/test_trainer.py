@@ -1,5 +1,6 @@
 """The trainer, stages and the run directory: what a kill, a rerun, a failure and a second process meet."""
 
+import gc
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -351,3 +353,19 @@ def test_the_log_and_the_environment_say_what_ran(tmp_path: Path) -> None:
     assert environment["device"] == "cpu" and environment["threads"] == 1
     assert set(environment["git"]) == {"commit", "dirty"}
     assert time.strptime(json.loads((path / "summary.json").read_text())["started"][:19], "%Y-%m-%dT%H:%M:%S")
+
+
+@pytest.mark.parametrize("method", ["dense", "static", "topkast", "s_lats", "edge_popup", "sparsevd", "acdc"])
+def test_what_a_run_held_is_free_when_it_ends(method: str, tmp_path: Path) -> None:
+    """Without a collection: one is not due before many large models have filled the memory."""
+    trainer = Trainer(make(compose([*TINY, f"method={method}", "schedule.epochs=20"])), RunDirectory(tmp_path))
+    trainer.e.method.begin(trainer.ctx)
+    trainer.step(torch.arange(9))
+    trainer.evaluate()
+    held = [weakref.ref(each) for each in (trainer, trainer.model, trainer.e.method, trainer.optimizer)]
+    gc.disable()
+    try:
+        del trainer
+        assert [each() for each in held] == [None] * 4
+    finally:
+        gc.enable()
