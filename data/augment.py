@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 PadMode = Literal["reflect", "zero"]
@@ -38,29 +39,43 @@ def crop_flip(pad: int, mode: PadMode = "reflect", flip: bool = True) -> Callabl
     Raises ValueError when a reflected border is wider than the image allows.
     """
 
+    crops: dict[tuple[int, int, torch.device], Tensor] = {}
+
     def augment(images: Tensor, generator: torch.Generator) -> Tensor:
         n, channels, height, width = images.shape
         if mode == "reflect" and pad >= min(height, width):
             raise ValueError(f"pad = {pad} is too wide to reflect images of {height}x{width}")
         device = images.device
-        offsets = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator, device=device)
-        rows = torch.arange(height, device=device) + offsets[0]
-        columns = torch.arange(width, device=device).expand(n, width)
+        offsets = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator, device=device).view(2, n) + pad
+        which = offsets[0] * (2 * pad + 1) + offsets[1]
         if flip:
-            mirrored = torch.rand(n, 1, generator=generator, device=device) < 0.5
-            columns = torch.where(mirrored, width - 1 - columns, columns)
-        columns = columns + offsets[1]
-        outside = None
+            mirrored = torch.rand(n, 1, generator=generator, device=device).view(n) < 0.5
+            which += mirrored * (2 * pad + 1) ** 2
+        place = height, width, device
+        if place not in crops:
+            crops[place] = _crops(height, width, pad, mode).to(device)
+        source = crops[place].index_select(0, which)[:, None].expand(n, channels, height * width)
+        pixels = images.reshape(n, channels, height * width)
         if mode == "zero":
-            beyond = [(at < 0) | (at >= size) for at, size in ((rows, height), (columns, width))]
-            outside = beyond[0][:, :, None] | beyond[1][:, None, :]
-        rows, columns = _reflected(rows, height), _reflected(columns, width)
-        source = (rows[:, :, None] * width + columns[:, None, :]).view(n, 1, height * width)
-        cropped = images.reshape(n, channels, height * width).gather(2, source.expand(n, channels, height * width))
-        cropped = cropped.view(n, channels, height, width)
-        return cropped if outside is None else cropped.masked_fill_(outside[:, None], 0)
+            pixels = F.pad(pixels, (0, 1))
+        return pixels.gather(2, source).view(n, channels, height, width)
 
     return augment
+
+
+def _crops(height: int, width: int, pad: int, mode: PadMode) -> Tensor:
+    """Where the pixels of every crop come from, as they are and then mirrored: int64 of shape
+    (2 * (2 * pad + 1)^2, height * width), row offsets outermost. A black pixel comes from behind the last one.
+    """
+    offsets = torch.arange(-pad, pad + 1)[:, None]
+    rows, columns = torch.arange(height) + offsets, torch.arange(width) + offsets
+    columns = torch.stack([columns, torch.arange(width).flip(0) + offsets])
+    source = _reflected(rows, height)[None, :, None, :, None] * width + _reflected(columns, width)[:, None, :, None, :]
+    if mode == "zero":
+        beyond = [(at < 0) | (at >= size) for at, size in ((rows, height), (columns, width))]
+        outside = beyond[0][None, :, None, :, None] | beyond[1][:, None, :, None, :]
+        source = source.masked_fill(outside, height * width)
+    return source.reshape(-1, height * width)
 
 
 def _reflected(at: Tensor, size: int) -> Tensor:

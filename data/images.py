@@ -91,7 +91,7 @@ class Images(Dataset):
     def batch(self, indices: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Training samples as (float images, labels); `seed` fixes the batch's augmentation."""
         indices = indices.to(self.train[1].device)
-        images = self.train[0][indices]
+        images = self.train[0].index_select(0, indices)
         if self.augment is not None:
             images = self.augment(images, torch.Generator(images.device).manual_seed(seed))
         return self._normalise(images), self.train[1][indices]
