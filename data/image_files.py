@@ -21,6 +21,7 @@ from data.unreadable import Unreadable
 
 Sample = tuple[str, int]
 _JPEG = b"\xff\xd8\xff"
+_AHEAD = 64  # parts of batches that are expected at a time
 _PATIENCE_S = 10.0  # how often it is asked whether anybody is still reading
 
 
@@ -63,7 +64,7 @@ class ImageFiles(Dataset):
         self.device = torch.device("cpu")
         self.name = f"read-{id(self):x}-"
         self.threads = ThreadPoolExecutor(_processors(), thread_name_prefix=self.name)  # starts none before it is used
-        self.expected: tuple[int, list[int], _Reading] | None = None
+        self.expected: dict[tuple[int, tuple[int, ...]], _Reading] = {}  # by seed and samples
 
     @property
     def train_size(self) -> int:
@@ -75,16 +76,27 @@ class ImageFiles(Dataset):
         return self
 
     def expect(self, indices: Tensor, seed: int) -> None:
-        """Begin to read a training batch; only the last expected one is kept."""
-        self.expected = (seed, indices.tolist(), self._read_training(indices.tolist(), seed))
+        """Begin to read a training batch. Batches come in the order in which they are expected; what is passed over is
+        forgotten, and so is the oldest of more than `_AHEAD`.
+        """
+        wanted = seed, tuple(indices.tolist())
+        if wanted not in self.expected:
+            self.expected[wanted] = self._read_training(wanted[1], seed)
+        if len(self.expected) > _AHEAD:
+            self._forget()
 
     def batch(self, indices: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Training samples, augmented and normalised. Unreadable names a file that is no whole image."""
-        wanted = indices.tolist()
-        reading = None
-        if self.expected is not None and self.expected[:2] == (seed, wanted):
-            reading, self.expected = self.expected[2], None
-        return self._finish(reading or self._read_training(wanted, seed))
+        wanted = seed, tuple(indices.tolist())
+        if wanted not in self.expected:
+            return self._finish(self._read_training(wanted[1], seed))
+        while next(iter(self.expected)) != wanted:
+            self._forget()
+        return self._finish(self.expected.pop(wanted))
+
+    def _forget(self) -> None:
+        for image in self.expected.pop(next(iter(self.expected))).images:
+            image.cancel()
 
     def test_batches(self, size: int, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """The test set in order, every sample once; the next batch is read while one is used."""
@@ -98,7 +110,7 @@ class ImageFiles(Dataset):
         if reading is not None:
             yield self._finish(reading)
 
-    def _read_training(self, indices: list[int], seed: int) -> _Reading:
+    def _read_training(self, indices: Sequence[int], seed: int) -> _Reading:
         transforms = [partial(_drawing, self.train_transform, derive(seed, index)) for index in indices]
         return self._read([self.train[index] for index in indices], transforms)
 

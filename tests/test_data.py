@@ -674,10 +674,42 @@ def test_an_expected_batch_is_read_ahead_and_the_same(tiny_imagenet: str) -> Non
         expected_images, expected_labels = reference.batch(indices, step)
         assert images.equal(expected_images) and labels.equal(expected_labels)
     dataset.expect(torch.tensor([1]), 9)
-    assert dataset.expected is not None
-    reading = dataset.expected[2]
+    reading = dataset.expected[9, (1,)]
     assert dataset.batch(torch.tensor([1]), 9)[0].equal(reference.batch(torch.tensor([1]), 9)[0])
-    assert dataset.expected is None and all(image.done() for image in reading.images)
+    assert not dataset.expected and all(image.done() for image in reading.images)
+
+
+def test_batches_are_expected_in_their_order(tiny_imagenet: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, read = open_imagenet(tiny_imagenet), []
+    start = ImageFiles._read_training
+    monkeypatch.setattr(ImageFiles, "_read_training", lambda *a: (read.append(a[1:]), start(*a))[1])
+    for step in range(4):
+        dataset.expect(torch.tensor([step]), step)
+    dataset.expect(torch.tensor([3]), 3)
+    assert len(read) == 4
+    dataset.batch(torch.tensor([9]), 9)  # unexpected: those are still to come
+    assert len(read) == 5 and len(dataset.expected) == 4
+    dataset.batch(torch.tensor([2]), 2)
+    assert len(read) == 5 and list(dataset.expected) == [(3, (3,))]
+    for step in range(10, 90):
+        dataset.expect(torch.tensor([0]), step)
+    assert [seed for seed, _ in dataset.expected] == list(range(26, 90))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_run_reads_every_image_once_an_epoch(
+    accumulate: int, tiny_imagenet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read ahead is what is trained on: the batch after the present one, in all of its parts."""
+    read = Counter[str]()
+    load = image_files._load
+    monkeypatch.setattr(image_files, "_load", lambda path, how: (read.update([path]), load(path, how))[1])
+    given = ["dataset=imagenet", *(f"dataset.{name}={value}" for name, value in TINY_IMAGENET.items())]
+    given += [f"data.root={tiny_imagenet}", "model.hidden=[4]", "schedule.epochs=3", f"runs={tmp_path}"]
+    given += ["schedule.batch_size=5", f"schedule.accumulate={accumulate}"]
+    execute(compose(given), given)
+    assert {count for path, count in read.items() if "/train/" in path} == {3}
+    assert sum("/train/" in path for path in read) == 12
 
 
 def test_expecting_changes_nothing_in_resident_images() -> None:

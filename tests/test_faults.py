@@ -480,7 +480,7 @@ def test_readers_that_were_killed_end_the_run_instead_of_hanging_it(
                 data.threads._work_queue.put(Fatal())
             for reader in readers:
                 reader.join()
-            data.expected = None
+            data.expected.clear()
         step(self, *arguments)
 
     with monkeypatch.context() as patch:
