@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
-from results.collect import LOGGED
+from results.address import select
+from results.collect import LOGGED, collect
+from results.engines import FOLDER as ENGINES
+from results.engines import IDENTITY, untrained
+from results.fill import fill
 from runner.compose import compose
 from runner.identity import key
 
@@ -50,6 +54,34 @@ def test_the_compact_network_is_that_of_its_record(records: dict[Path, dict[str,
     convolutions = trained["summary"]["layers"].values()
     assert compact["filters"]["all"] == sum(layer["shape"][0] for layer in convolutions) + 10  # and the classifier's
     assert compact["filters"]["left"] > compact["filters"]["all"] - compact["filters"]["zero"]
+
+
+def test_the_times_of_inference_are_those_of_their_table() -> None:
+    """Of every network that acdc/engines composes, once, and of no other; outputs equal, no other engine inside."""
+    (path,) = ENGINES.glob("*.json")
+    record = json.loads(path.read_text())
+    (selection,) = select(["acdc/engines"])
+    asked = {slot.row.id: untrained(compose(list(slot.overrides))) for slot in selection.slots()}
+    assert [{name: network[name] for name in IDENTITY} for network in record["networks"]] == list(asked.values())
+    assert record["environment"]["git"]["dirty"] is False and "never trained" in record["weights"]
+    assert not [text for text in strings(record) if text.startswith("/")]
+    for network in record["networks"]:
+        assert set(network["times"]) == {"onnxruntime", "openvino", "deepsparse"}
+        assert network["zeros"]["exported"] == network["zeros"]["model"]
+        assert network["weights"]["left"] == network["weights"]["all"] - network["zeros"]["model"]
+        pruned = network["pruning"]["sparsity"] > 0
+        assert (network["weights"]["left"] < 0.3 * network["weights"]["all"]) == pruned
+        for engine, times in network["times"].items():
+            for time in times.values():
+                assert time["equal"] and 0 <= time["difference"] < 1e-4
+                assert time["least"] <= time["ms"] <= time["greatest"]
+                assert pruned or set(time["speedup"].values()) == {1.0}
+                assert engine != "deepsparse" or time["own_operators"] == 1.0
+    sheet = fill(selection, collect([]))
+    for slot, network in zip(asked, record["networks"], strict=True):
+        cells = {column: sheet.cells[slot, column].text for column in ("macs", "deepsparse_1")}
+        assert cells["deepsparse_1"] == f"{network['times']['deepsparse']['batch1_threads2']['ms']:.1f}"
+        assert cells["macs"] == f"{100 * network['macs']['left'] / network['macs']['all']:.1f}%"
 
 
 def test_every_record_hashes_to_its_place_and_composes_to_its_key(records: dict[Path, dict[str, Any]]) -> None:
