@@ -37,7 +37,7 @@ class Masks:
 
     def counts(self) -> list[int]:
         """Kept weights per layer."""
-        return [int(t.count_nonzero()) for t in self.tensors]
+        return [ones(t != 0) for t in self.tensors]
 
     def changes(self) -> int:
         """How often masks have been written to, whoever did it: torch counts the writes to a tensor."""
@@ -83,15 +83,20 @@ def top_mask(scores: Tensor, keep: int) -> Tensor:
     if keep >= flat.numel():
         return torch.ones_like(flat, dtype=torch.bool)
     threshold = kth_largest(flat, keep)
-    if flat.device.type == "cpu" and flat.dtype in _BITS:  # NumPy compares four times as fast
+    if flat.device.type == "cpu" and flat.dtype in _BITS:  # NumPy compares and counts several times as fast
         values, least = flat.numpy(), threshold.numpy()
-        mask = torch.from_numpy(values > least)
-        ties = torch.from_numpy(np.flatnonzero(values == least))
-    else:
-        mask = flat > threshold
-        ties = (flat == threshold).nonzero().view(-1)
+        above = values > least
+        above[np.flatnonzero(values == least)[: keep - np.count_nonzero(above)]] = True
+        return torch.from_numpy(above)
+    mask = flat > threshold
+    ties = (flat == threshold).nonzero().view(-1)
     mask[ties[: keep - int(mask.count_nonzero())]] = True
     return mask
+
+
+def ones(mask: Tensor) -> int:
+    """How many entries of a boolean mask are true."""
+    return int(np.count_nonzero(mask.numpy())) if mask.device.type == "cpu" else int(mask.count_nonzero())
 
 
 def kth_largest(flat: Tensor, k: int) -> Tensor:
@@ -134,14 +139,17 @@ def _folded(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _often(values: np.ndarray[Any, Any]) -> Any:
     """The commonest of a few numbers taken at even distances, if a fifth of them are equal to it; else None."""
-    if values.size < _FEW:
+    if values.size < _MANY:
         return None
-    distinct, counts = np.unique(values[:: values.size // _FEW], return_counts=True)
+    few = np.sort(values[:: values.size // _FEW])
+    if np.count_nonzero(few[1:] == few[:-1]) < _FEW / 5:
+        return None
+    distinct, counts = np.unique(few, return_counts=True)
     most = counts.argmax()
     return distinct[most] if counts[most] > counts.sum() / 5 else None
 
 
-_FEW = 1000
+_FEW, _MANY = 1000, 10_000
 
 
 def random_positions(free: Tensor, count: int, rng: torch.Generator) -> Tensor:

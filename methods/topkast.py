@@ -90,10 +90,11 @@ class TopKAST(Feedback):
     def _derive(self) -> None:
         """What follows from the sets: their complement, and each weight's part in the exploration loss."""
         pairs = zip(self.forward_set.tensors, self.backward_set.tensors, strict=True)
-        for (a, b), outside, strength in zip(pairs, self.outside, self.strength, strict=True):
-            density = max(int(a.count_nonzero()), 1) / a.numel()
-            outside.copy_(1 - b)
-            strength.copy_(a + (b - a) / density)
+        derived = zip(self.outside, self.strength, self.forward_set.counts(), strict=True)
+        for (a, b), (outside, strength, kept) in zip(pairs, derived, strict=True):
+            density = max(kept, 1) / a.numel()
+            torch.sub(1, b, out=outside)
+            torch.sub(b, a, out=strength).div_(density).add_(a)
 
     @torch.no_grad()
     def before_step(self, ctx: Context) -> bool:

@@ -6,7 +6,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Clocks:
@@ -55,9 +57,9 @@ def interleaved(variants: dict[str, Callable[[], None]], baseline: str, rounds: 
     }
 
 
-def in_turn(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each variant returns, its own seconds, round by round."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
+def in_turn(variants: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """What each variant returns, such as its own seconds, round by round."""
+    times: dict[str, list[T]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, timed in variants.items():
             times[name].append(timed())

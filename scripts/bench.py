@@ -1,132 +1,129 @@
-"""Time every method's training step against the dense step, and mask selection against a sort, as ratios.
+"""Time everything that regrow promises to do fast, beside the plain PyTorch step or the peer that it is measured by.
 
-`python scripts/bench.py [--model lenet_300_100 ...] [--rounds N] [--steps N] [--json]`. The variants are measured
-interleaved, round by round, in one process: a ratio is the median over rounds, with its range. Times of single machines
-mean little; the ratios travel better.
+`python scripts/bench.py [SECTION ...] [--rounds N] [--out FILE]`. Variants are measured in turn, round by round, in one
+process: a figure is the median over rounds, with its range, beside what it should reach; those that miss it are named
+at the end. Times of one machine mean little, and on a shared one less: run it alone. The record says what it ran on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from runner.timing import interleaved
+from runner.errors import Misuse, nearest
 
-SHAPES = {"lenet_300_100": "[1,28,28]", "resnet50": "[3,224,224]"}
-BATCHES = {"lenet_300_100": 100, "resnet50": 8}
+if TYPE_CHECKING:
+    from runner.bench.figures import Figure
+
+SECTIONS = {
+    "steps": "what each method adds to a training step",
+    "updates": "one mask update of a ResNet-50",
+    "selection": "the largest of 25.5 million weights",
+    "loop": "the trainer's loop beside a bare one",
+    "data": "images a second, beside torchvision's loaders",
+}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=["lenet_300_100", "wrn_28_2"], help="options of conf/model")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds over all variants")
-    parser.add_argument("--steps", type=int, default=None, help="steps per variant and round (default: by model)")
-    parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
-    options = parser.parse_args()
-
-    from runner.errors import Misuse
-
+    sections = "\n".join(f"  {name:<10} {what}" for name, what in SECTIONS.items())
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}\nsections:\n{sections}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help="default: all of them")
+    parser.add_argument("--model", nargs="+", metavar="M", help="of the steps (default: all three)")
+    parser.add_argument("--method", nargs="+", metavar="M", help="of the steps and updates (default: all)")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="rounds over all variants (default: 7)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a record there")
+    options = parser.parse_args(arguments)
     try:
-        found = [measure_steps(model, options.rounds, options.steps) for model in options.model]
-        found.append(measure_selection(options.rounds))
+        return _measure(options)
     except Misuse as misuse:
         print(f"regrow: {misuse}", file=sys.stderr)
         return 2
-    if options.json:
-        print(json.dumps(found, indent=1))
-    else:
-        for table in found:
-            show(table)
+
+
+def _measure(options: Any) -> int:
+    if options.rounds < 1:
+        raise Misuse(f"--rounds {options.rounds} should be 1 or above.")
+    chosen = options.sections or list(SECTIONS)
+    for name in chosen:
+        if name not in SECTIONS:
+            raise Misuse(f"There is no section {name!r}.{nearest(name, SECTIONS)}")
+
+    import torch
+
+    from runner.bench.figures import shown
+    from runner.bench.record import record
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    figures: list[Figure] = []
+    for name in dict.fromkeys(chosen):
+        print(f"{SECTIONS[name]} ...", file=sys.stderr)
+        figures += _SECTIONS[name](options)
+    print(shown(figures), end="")
+    if options.out is not None:
+        record(figures, options.out, options.rounds)
+        print(f"The record is {options.out}.", file=sys.stderr)
     return 0
 
 
-def measure_steps(model: str, rounds: int, steps: int | None) -> dict[str, Any]:
-    """Step time of every method on synthetic data, relative to the dense step."""
-    from runner.compose import names
+def _steps(options: Any) -> list[Figure]:
+    from runner.bench.steps import CASES, methods, overheads
 
-    batch = BATCHES.get(model, 100)
-    steps = steps or (200 if model == "lenet_300_100" else 3)
-    shape = SHAPES.get(model, "[3,32,32]")
-    variants: dict[str, Callable[[], None]] = {}
-    for method in ("dense", *(name for name in names("method") if name != "dense")):
-        variants[method] = _stepper(model, method, batch, shape, steps)
-    return {
-        "title": f"{model}, batch {batch}, {steps} steps a round",
-        "baseline": "dense",
-        "ratios": interleaved(variants, "dense", rounds),
-        **machine(),
-    }
+    found = []
+    for model in options.model or ("lenet_300_100", "resnet20", "wrn_28_2"):
+        if model not in CASES:
+            raise Misuse(f"There are no steps of {model!r} to time.{nearest(model, CASES)}")
+        found += overheads(CASES[model], _methods(options, methods()), options.rounds, 64 if "lenet" in model else 24)
+    return found
 
 
-def _stepper(model: str, method: str, batch: int, shape: str, steps: int) -> Callable[[], None]:
-    import torch
+def _updates(options: Any) -> list[Figure]:
+    from runner.bench.steps import CASES, methods, updates
 
-    from runner.compose import compose
-    from runner.experiment import make
-    from runner.records import RunDirectory
-    from runner.trainer import Trainer
-
-    overrides = [f"model={model}", "dataset=synthetic", f"dataset.shape={shape}", f"dataset.train_size={batch * 4}"]
-    config = compose([*overrides, f"method={method}", f"schedule.batch_size={batch}", "schedule.epochs=1000000"])
-    config["start"] = None  # a stage's step is timed without its parent
-    trainer = Trainer(make(config), RunDirectory(tempfile.mkdtemp(prefix="regrow-bench-")))
-    trainer.e.method.begin(trainer.ctx)
-    order = torch.arange(batch)
-
-    def run() -> None:
-        trainer.net.train()
-        for _ in range(steps):
-            trainer.step(order)
-            trainer.ctx.step += 1
-        if trainer.e.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    run()  # warm up
-    return run
+    return updates(CASES["resnet50"], _methods(options, methods()), min(options.rounds, 3))
 
 
-def measure_selection(rounds: int, size: int = 25_000_000) -> dict[str, Any]:
-    """Exact global top-k over as many weights as ResNet-50 has, relative to sorting them."""
-    import torch
-
-    from methods.masks import top_mask
-
-    scores = torch.rand(size, generator=torch.Generator().manual_seed(0))
-    if torch.cuda.is_available():
-        scores = scores.cuda()
-
-    def finish(function: Callable[[], Any]) -> Callable[[], None]:
-        def run() -> None:
-            function()
-            if scores.is_cuda:
-                torch.cuda.synchronize()
-
-        return run
-
-    variants = {"sort": finish(lambda: scores.sort()), "top_mask": finish(lambda: top_mask(scores, size // 10))}
-    ratios = interleaved(variants, "sort", min(rounds, 3))
-    return {"title": f"keep 10 % of {size:,} weights", "baseline": "sort", "ratios": ratios, **machine()}
+def _methods(options: Any, known: Sequence[str]) -> list[str]:
+    for name in options.method or ():
+        if name not in known:
+            raise Misuse(f"{name!r} is no method that trains from scratch.{nearest(name, known)}")
+    return [name for name in options.method or known if name != "dense"]
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    import torch
+def _selection(options: Any) -> list[Figure]:
+    from runner.bench.steps import selections
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return selections(options.rounds)
 
 
-def show(table: dict[str, Any]) -> None:
-    """One table of ratios."""
-    print(f"\n{table['title']} ({table['device']}, {table['threads']} thread(s), torch {table['torch']})")
-    print(f"  {'':<12} time relative to {table['baseline']}: median [least, greatest]")
-    for name, found in table["ratios"].items():
-        print(f"  {name:<12} {found['ratio']:.2f}  [{found['least']:.2f}, {found['greatest']:.2f}]")
+def _loop(options: Any) -> list[Figure]:
+    from runner.bench.loop import loops
+    from runner.bench.steps import CASES
+
+    return [loops(CASES["lenet_300_100"], options.rounds, 200), loops(CASES["resnet20"], options.rounds, 4)]
+
+
+def _data(options: Any) -> list[Figure]:
+    from runner.bench.loading import large_images, small_images
+    from runner.cluster import cores
+
+    threads = min(2, cores())
+    return small_images(options.rounds, threads) + large_images(options.rounds, threads)
+
+
+_SECTIONS: dict[str, Callable[[Any], list[Figure]]] = {
+    "steps": _steps,
+    "updates": _updates,
+    "selection": _selection,
+    "loop": _loop,
+    "data": _data,
+}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What everything costs, measured side by side: `scripts/bench.py`."""
