@@ -60,7 +60,9 @@ def trial(tree: Path, tests: list[str], seconds: float) -> dict[str, Any]:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         recorder = Recorder()
-        code = int(pytest.main(["-q", "-p", "no:cacheprovider", *(f"tests/{test}" for test in tests)], [recorder]))
+        # What differs is not shown: on a CI server pytest compares long lists in full, for minutes.
+        options = ["-q", "--assert=plain", "--tb=no", "-p", "no:cacheprovider"]
+        code = int(pytest.main([*options, *(f"tests/{test}" for test in tests)], [recorder]))
         import methods
 
         if not str(methods.__file__).startswith(str(tree)):
