@@ -48,9 +48,9 @@ class Clocks:
 
 
 def interleaved(variants: dict[str, Callable[[], None]], baseline: str, rounds: int) -> dict[str, dict[str, float]]:
-    """Median, least and greatest ratio of each variant's time to the baseline's of the same round."""
-    times = in_turn({name: _clocked(run) for name, run in variants.items()}, rounds)
-    ratios = {n: [t / b for t, b in zip(each, times[baseline], strict=True)] for n, each in times.items()}
+    """Median, least and greatest ratio of each variant's (wall) time to the baseline's of the same round."""
+    times = in_turn({name: clocked(run) for name, run in variants.items()}, rounds)
+    ratios = {n: [t / b for (_, t), (_, b) in zip(each, times[baseline], strict=True)] for n, each in times.items()}
     return {
         name: {"ratio": statistics.median(each), "least": min(each), "greatest": max(each), "rounds": len(each)}
         for name, each in ratios.items()
@@ -66,10 +66,12 @@ def in_turn(variants: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, l
     return times
 
 
-def _clocked(run: Callable[[], None]) -> Callable[[], float]:
-    def timed() -> float:
-        began = time.perf_counter()
+def clocked(run: Callable[[], object]) -> Callable[[], tuple[float, float]]:
+    """`run`, timed: seconds of processor time and of the wall clock."""
+
+    def timed() -> tuple[float, float]:
+        wall, cpu = time.perf_counter(), time.process_time()
         run()
-        return time.perf_counter() - began
+        return time.process_time() - cpu, time.perf_counter() - wall
 
     return timed

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +14,7 @@ from runner.bench.steps import CASES, Case
 from runner.compose import compose
 from runner.experiment import make
 from runner.records import RunDirectory
-from runner.timing import in_turn
+from runner.timing import clocked, in_turn
 from runner.trainer import Trainer
 
 TARGETS = {"lenet_300_100": 1.10, "resnet20": 1.02}
@@ -61,7 +59,7 @@ def loops(case: Case, rounds: int, steps: int) -> Figure:
 
     for run in (ours, plain):
         run()  # warm up
-    taken = in_turn({"ours": _clocked(ours), "bare": _clocked(plain)}, rounds)
+    taken = in_turn({"ours": clocked(ours), "bare": clocked(plain)}, rounds)
     cpu, wall = (
         [own[clock] / bare[clock] for own, bare in zip(taken["ours"], taken["bare"], strict=True)] for clock in (0, 1)
     )
@@ -73,12 +71,3 @@ def loops(case: Case, rounds: int, steps: int) -> Figure:
         target=TARGETS.get(case.model),
         wall=statistics.median(wall),
     )
-
-
-def _clocked(run: Callable[[], None]) -> Callable[[], tuple[float, float]]:
-    def timed() -> tuple[float, float]:
-        wall, cpu = time.perf_counter(), time.process_time()
-        run()
-        return time.process_time() - cpu, time.perf_counter() - wall
-
-    return timed

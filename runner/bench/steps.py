@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from runner.bench.figures import Figure, spread
 from runner.compose import compose, names
 from runner.experiment import make
 from runner.records import RunDirectory
-from runner.timing import in_turn
+from runner.timing import clocked, in_turn
 from runner.trainer import Trainer
 
 
@@ -143,6 +142,7 @@ class Stepper:
         self.order = torch.arange(batch)
         self.steps = steps
         self.run: Callable[[], None] = (lambda: self.trainer.step(self.order)) if forward else self._hooks
+        self.timed = clocked(self._step)
         self.noise = [] if forward else [torch.randn_like(p) for p in self.trainer.model.parameters()]
 
     def round(self) -> list[Step]:
@@ -152,15 +152,16 @@ class Stepper:
         found = []
         for _ in range(self.steps):
             before = method.mask_changes()
-            wall, cpu = time.perf_counter(), time.process_time()
-            if ctx.step % ctx.steps_per_epoch == 0:
-                method.on_epoch(ctx)
-            self.run()
-            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            cpu, wall = self.timed()
             ctx.step += 1
             ctx.epoch = 1 + ctx.step // ctx.steps_per_epoch
             found.append((cpu, wall, method.mask_changes() != before))
         return found
+
+    def _step(self) -> None:
+        if self.trainer.ctx.step % self.trainer.ctx.steps_per_epoch == 0:
+            self.trainer.e.method.on_epoch(self.trainer.ctx)
+        self.run()
 
     def _hooks(self) -> None:
         method, ctx, optimizer = self.trainer.e.method, self.trainer.ctx, self.trainer.optimizer
@@ -202,21 +203,12 @@ def selections(rounds: int, size: int = 25_500_000) -> list[Figure]:
     sparse = dense * (torch.rand(size, generator=generator) < 0.1)
     section = f"the largest tenth of {size:,} weights, one thread"
     turns = {
-        "of dense weights": _timed(lambda: top_mask(dense, size // 10)),
-        "of weights that are mostly zero": _timed(lambda: top_mask(sparse, size // 10 + 1)),
+        "of dense weights": clocked(lambda: top_mask(dense, size // 10)),
+        "of weights that are mostly zero": clocked(lambda: top_mask(sparse, size // 10 + 1)),
     }
     taken = in_turn(turns, rounds)
-    sorting = in_turn({"by sorting all of them": _timed(dense.sort)}, 1)
+    sorting = in_turn({"by sorting all of them": clocked(dense.sort)}, 1)
     return [
-        *(spread(section, name, seconds, "s", target=0.15) for name, seconds in taken.items()),
-        *(spread(section, name, seconds, "s") for name, seconds in sorting.items()),
+        *(spread(section, name, [cpu for cpu, _ in each], "s", target=0.15) for name, each in taken.items()),
+        *(spread(section, name, [cpu for cpu, _ in each], "s") for name, each in sorting.items()),
     ]
-
-
-def _timed(run: Callable[[], Any]) -> Callable[[], float]:
-    def timed() -> float:
-        began = time.process_time()
-        run()
-        return time.process_time() - began
-
-    return timed
