@@ -94,7 +94,7 @@ class Images(Dataset):
         images = self.train[0].index_select(0, indices)
         if self.augment is not None:
             images = self.augment(images, torch.Generator(images.device).manual_seed(seed))
-        return self._normalise(images), self.train[1][indices]
+        return self._normalise(images), self.train[1].index_select(0, indices)
 
     def test_batches(self, size: int, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """The test set in order, every sample once; of several ranks each gets every `ranks`-th batch."""

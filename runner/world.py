@@ -87,6 +87,8 @@ class World:
         With these weights the average over the ranks is the mean over the batch, however unequal the parts. A rank for
         which nothing is left takes a sample along with weight 0, since every rank has to run the network.
         """
+        if self.size == 1:
+            return samples, 1.0
         mine = samples.tensor_split(self.size)[self.rank]
         return (mine if len(mine) else samples[:1]), len(mine) * self.size / len(samples)
 

@@ -106,7 +106,7 @@ def _loop(options: Any) -> list[Figure]:
     from runner.bench.loop import loops
     from runner.bench.steps import CASES
 
-    return [loops(CASES["lenet_300_100"], options.rounds, 200), loops(CASES["resnet20"], options.rounds, 4)]
+    return [loops(CASES["lenet_300_100"], options.rounds, 600), loops(CASES["resnet20"], options.rounds, 4)]
 
 
 def _data(options: Any) -> list[Figure]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from runner.task import Classification
+from runner.task import Classification, read, stacked
 
 
 class Fixed(nn.Module):
@@ -46,3 +46,9 @@ def test_label_smoothing_changes_the_loss_trained_on_not_the_one_reported() -> N
     assert smooth.item() == pytest.approx(0.95 * plain + 0.05 * (plain + 4))
     assert Classification(num_classes=2).metrics(sums)["loss"] == pytest.approx(plain, rel=1e-5)
     assert Classification(num_classes=10).chance_loss == pytest.approx(2.302585)
+
+
+def test_sums_read_at_once_are_those_that_stay_on_the_device() -> None:
+    numbers = torch.tensor(2.3025851), torch.tensor(97), torch.tensor(99)
+    assert torch.equal(read(128, *numbers), stacked(128, *numbers))
+    assert read(128, *numbers).dtype == stacked(128, *numbers).dtype == torch.float64
