@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from methods.allocation import kept_of, prunable_weights
 from methods.base import Context
 from methods.knob import Knob
-from methods.masks import Masks, kth_largest, top_mask
+from methods.masks import Masks, Pursuit, top_mask
 from methods.passes import Passes, count
 from methods.reparam import Feedback
 
@@ -58,6 +58,7 @@ class EdgePopup(Feedback):
         model = super().setup(model)
         self.frozen = [torch.empty_like(w, requires_grad=False) for w in self.computed]
         self.mask = Masks(self.weights)
+        self.pursuits = [Pursuit() for _ in self.weights]
         self._freeze(model)
         return model
 
@@ -85,7 +86,7 @@ class EdgePopup(Feedback):
             self.frozen[index].view(-1).copy_(self.drawn(index, shape.numel(), ctx.rng))
             bound = math.sqrt((6 if self.scores == "relu" else 1) / fan_in(shape))
             self.dense[index].view(-1).copy_(uniform(shape.numel(), bound, ctx.rng))
-        self.refresh(ctx, 0)
+        torch._foreach_copy_(self.computed, self.dense)
         self.compress()
 
     def drawn(self, index: int, count: int, rng: torch.Generator) -> Tensor:
@@ -100,21 +101,20 @@ class EdgePopup(Feedback):
         if self.scale_fan == "pruned" and self.pruned == 0:
             raise ValueError("scale_fan = pruned makes no weights of pruned = 0; use scale_fan = kept")
 
-    @torch.no_grad()
-    def refresh(self, ctx: Context, step: int) -> None:
-        for index, scores in enumerate(self.dense):
-            self.mask.set(index, self.best(scores.abs() if self.rank == "magnitude" else scores))
-
-    def best(self, scores: Tensor) -> Tensor:
-        """The flat boolean mask that keeps the best of a layer's `scores`."""
-        flat, n = scores.reshape(-1), scores.numel()
-        if self.rounding == "percentile":
-            return flat >= kth_largest(flat, n - round(self.pruned * (n - 1)))
-        return top_mask(flat, n - int(self.pruned * n) if self.rounding == "floor" else kept_of(n, self.pruned))
-
     def compress(self) -> None:
-        torch._foreach_copy_(self.computed, self.frozen)
-        self.mask.project()
+        for index, scores in enumerate(self.computed):
+            self.choose(index, scores.abs_() if self.rank == "magnitude" else scores)
+        self.mask.set_all(self.computed)
+        torch._foreach_mul_(self.computed, self.frozen)
+
+    def choose(self, index: int, scores: Tensor) -> None:
+        """Replace the `scores` of layer `index`, in place, by ones and zeros: its mask, which keeps the best."""
+        n, pursuit = scores.numel(), self.pursuits[index]
+        if self.rounding == "percentile":
+            scores.ge_(pursuit.kth_largest(scores.reshape(-1), n - round(self.pruned * (n - 1))))
+        else:
+            keep = n - int(self.pruned * n) if self.rounding == "floor" else kept_of(n, self.pruned)
+            scores.copy_(top_mask(scores, keep, pursuit).view_as(scores))
 
     @torch.no_grad()
     def before_step(self, ctx: Context) -> bool:

@@ -6,6 +6,7 @@ Tie rule everywhere: among equal scores the one with the lower flat index (layer
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,11 @@ class Masks:
     def set(self, index: int, mask: Tensor) -> None:
         """Replace mask `index` by the boolean `mask` (any shape with as many elements)."""
         self.tensors[index].copy_(mask.view_as(self.tensors[index]))
+
+    @torch.no_grad()
+    def set_all(self, masks: list[Tensor]) -> None:
+        """Replace all masks, by floats of one and zero."""
+        torch._foreach_copy_(self.tensors, masks)
 
     def kept(self, index: int) -> Tensor:
         """The flat boolean mask of weight `index`."""
@@ -72,17 +78,17 @@ class Masks:
             self.set(index, mask)
 
 
-def top_mask(scores: Tensor, keep: int) -> Tensor:
+def top_mask(scores: Tensor, keep: int, pursuit: Pursuit | None = None) -> Tensor:
     """Boolean mask (flat) of exactly the `keep` largest entries of `scores`; ties go to the lower index.
 
-    Selection, not sorting: O(n) for any n.
+    Selection, not sorting: O(n) for any n. `pursuit`, of earlier such scores, may find the threshold sooner.
     """
     flat = scores.detach().reshape(-1)
     if keep <= 0:
         return torch.zeros_like(flat, dtype=torch.bool)
     if keep >= flat.numel():
         return torch.ones_like(flat, dtype=torch.bool)
-    threshold = kth_largest(flat, keep)
+    threshold = kth_largest(flat, keep) if pursuit is None else pursuit.kth_largest(flat, keep)
     if flat.device.type == "cpu" and flat.dtype in _BITS:  # NumPy compares and counts several times as fast
         values, least = flat.numpy(), threshold.numpy()
         above = values > least
@@ -107,6 +113,8 @@ def kth_largest(flat: Tensor, k: int) -> Tensor:
     if flat.device.type != "cpu" or flat.dtype not in _BITS:
         return torch.kthvalue(flat, flat.numel() - k + 1).values
     values = flat.detach().numpy()
+    if values.size < 2 * _FEW and not np.isnan((ordered := np.sort(values))[-1]):
+        return torch.from_numpy(np.asarray(ordered[-k]))
     often = _often(values)
     if often is not None:  # selection is slow among equal numbers, and many methods rank weights that are mostly zero
         above = values > often
@@ -125,6 +133,52 @@ def kth_largest(flat: Tensor, k: int) -> Tensor:
     folded = _folded(bits)
     folded.partition(rest)
     return torch.tensor(_folded(folded[rest : rest + 1]).view(values.dtype)[0])
+
+
+class Pursuit:
+    """`kth_largest` of numbers that change little from call to call: the same answer, whatever they do, but sooner.
+
+    It remembers an interval around its last answer, at least four times as wide to either side as the answer has just
+    moved. All numbers are compared with its ends, and where the next answer is inside, only the few that are there with
+    it are sorted. Where it is not, or where they are not few, `kth_largest` is asked. What is remembered changes the
+    time that an answer takes and nothing else, so that no run saves it.
+    """
+
+    def __init__(self) -> None:
+        self.middle = self.half = math.nan  # of the interval, which no number is outside of now
+        self.sides = np.empty((2, 0), dtype=bool)  # which numbers are above it, and below
+
+    def kth_largest(self, flat: Tensor, k: int) -> Tensor:
+        """As the function of this name."""
+        if flat.device.type != "cpu" or flat.dtype not in _BITS or flat.numel() < _MANY:
+            return kth_largest(flat, k)
+        values = flat.detach().numpy()
+        answer = self._inside(values, k)
+        if answer is not None:
+            last, self.middle = self.middle, float(answer)
+            self.half = max(0.9 * self.half, 4 * abs(self.middle - last))
+            return torch.from_numpy(np.asarray(answer))
+        found = kth_largest(flat, k)
+        self.middle = float(found)
+        few = np.sort(values[:: values.size // _FEW])
+        at = int(np.searchsorted(few, self.middle))
+        self.half = float(few[min(at + 2, few.size - 1)]) - float(few[max(at - 2, 0)])
+        return found
+
+    def _inside(self, values: np.ndarray[Any, Any], k: int) -> Any:
+        """The k-th largest if it is in the interval and one of few there, else None."""
+        if self.sides.shape[1] != values.size:
+            self.sides = np.empty((2, values.size), dtype=bool)
+        above, below = self.sides
+        with np.errstate(over="ignore"):  # an end beyond what the numbers' type can hold is infinite
+            np.greater(values, self.middle + self.half, out=above)
+            np.less(values, self.middle - self.half, out=below)
+        rank = k - int(np.count_nonzero(above))
+        where = np.flatnonzero(np.equal(above, below, out=below))  # on neither side, where NaN is, too
+        if not 1 <= rank <= where.size <= values.size // 20:
+            return None
+        inside = np.sort(values[where])
+        return None if np.isnan(inside[-1]) else inside[-rank]
 
 
 _BITS = {torch.float32: np.int32, torch.float64: np.int64}

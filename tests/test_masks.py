@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from itertools import combinations
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from methods.masks import Masks, digest, kth_largest, random_positions, reset_state, top_mask
+from methods import masks as module
+from methods.masks import Masks, Pursuit, digest, kth_largest, random_positions, reset_state, top_mask
 
 
 def kept(scores: list[float], keep: int) -> list[int]:
@@ -88,6 +90,74 @@ def test_the_kth_largest_by_sorting(size: int) -> None:
     scores = torch.linspace(-1, 1, size)[torch.randperm(size, generator=torch.Generator().manual_seed(1))]
     for k in {1, (size + 1) // 2, size}:
         assert kth_largest(scores, k) == scores.sort(descending=True).values[k - 1]
+
+
+@pytest.mark.parametrize("size", [9, 1999, 2001])
+def test_not_a_number_is_larger_than_all_numbers(size: int) -> None:
+    scores = torch.linspace(-1, 1, size)
+    scores[4] = math.nan
+    assert kth_largest(scores, 1).isnan()
+    assert kth_largest(scores, 2) == 1.0
+    scores[4] = -math.nan  # and the negative one smaller
+    assert kth_largest(scores, 1) == 1.0
+    assert kth_largest(scores, size).isnan()
+
+
+def drifting(kind: str, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """Scores as training has them, or as it has them rarely, 40 times."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(12_007, generator=generator, dtype=dtype)
+    direction = torch.randn(12_007, generator=generator, dtype=dtype) + 0.3
+    for step in range(40):
+        if kind == "jumps" and step % 7 == 3:
+            scores = scores.flip(0) + (-1) ** step * 2
+        if kind == "shrinks":
+            scores = scores * 0.5
+        scores = scores + (0.0 if kind == "stands" else 1e-3) * direction
+        shown = scores.clone()
+        if kind == "ties":
+            shown = (shown * (2 if step < 20 else 200)).round()
+        elif kind == "NaN" and 10 <= step < 30:
+            shown[step::600] = math.nan if step < 20 else -math.nan
+        elif kind == "infinite" and step % 5 == 0:
+            shown[1::3] = math.inf
+            shown[2::3] = -math.inf
+        elif kind == "huge":
+            shown = shown.sign() * torch.finfo(dtype).max * 0.9
+        elif kind == "of other sizes" and step >= 20:
+            shown = shown[:11_000] if step < 30 else shown[:500]
+        yield shown
+
+
+KINDS = ("drifts", "stands", "jumps", "shrinks", "ties", "NaN", "infinite", "huge", "of other sizes")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pursuit_gives_the_answers_of_a_sort(kind: str, dtype: torch.dtype) -> None:
+    """Whatever the numbers do between two questions; NaN, as in a sort, is the largest of all (-NaN the smallest)."""
+    for share in (0.0001, 0.3, 0.6, 1.0):
+        pursuit, again = Pursuit(), Pursuit()
+        for scores in drifting(kind, dtype):
+            k = math.ceil(share * len(scores))
+            found, mask = pursuit.kth_largest(scores, k), top_mask(scores, k, again)
+            assert found.dtype == dtype and found.shape == ()
+            number = scores.to(torch.float64, copy=True)
+            number[scores.isnan() & ~scores.signbit()] = math.inf  # no kind has both
+            number[scores.isnan() & scores.signbit()] = -math.inf
+            expected = number.sort().values[-k]
+            assert found.double() == expected or (found.isnan() and expected.isinf())
+            assert torch.equal(mask, top_mask(scores, k))
+
+
+@pytest.mark.parametrize(("kind", "most"), [("drifts", 1), ("stands", 1), ("jumps", 8)])
+def test_a_pursuit_seldom_selects_among_all(kind: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(module, "kth_largest", lambda flat, k: (asked.append(k), kth_largest(flat, k))[1])
+    pursuit = Pursuit()
+    for scores in drifting(kind, torch.float32):
+        pursuit.kth_largest(scores, 5000)
+    assert 1 <= len(asked) <= most  # of 40 questions
 
 
 def test_random_positions_draws_exactly_the_free_ones() -> None:
@@ -191,6 +261,13 @@ def test_masks_change_in_place() -> None:
     before = masks.tensors[0]
     masks.set(0, torch.tensor([True, False, True]))
     assert masks.tensors[0] is before and before.tolist() == [1.0, 0.0, 1.0]
+
+
+def test_masks_take_floats_in_place() -> None:
+    masks = masks_of(torch.ones(3), torch.ones(2))
+    first, before = masks.tensors[0], masks.changes()
+    masks.set_all([torch.tensor([0.0, 1.0, 0.0]), torch.ones(2)])
+    assert masks.tensors[0] is first and masks.counts() == [1, 2] and masks.changes() > before
 
 
 def test_masks_load_what_as_dict_gave_and_refuse_others() -> None:

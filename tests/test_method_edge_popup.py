@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ def set_scores(b: Any, *scores: list[float]) -> None:
     """Give the layers these scores and choose the masks by them."""
     for own, given in zip(b.method.dense, scores, strict=True):
         own.copy_(torch.tensor(given).view_as(own))
-    b.method.refresh(b.ctx, 0)
+    torch._foreach_copy_(b.weights, b.method.dense)
     b.method.compress()
 
 
@@ -106,6 +107,34 @@ def test_trace(bench: Any, plain_sgd: Any, gaussian: Callable[..., Any], rank: A
         assert found == [pytest.approx(layer, abs=1e-12) for layer in scores.w], step
     assert changed
     assert [w.flatten().tolist() for w in b.method.frozen] == frozen
+
+
+@pytest.mark.parametrize("rank", ["score", "magnitude"])
+@pytest.mark.parametrize("rounding", ["percentile", "floor", "nearest"])
+def test_large_layers_have_the_masks_of_a_sort_at_every_step(bench: Any, rounding: Any, rank: Any) -> None:
+    """What a threshold remembers of earlier ones shows in no mask and in no weight, a resumed run's neither."""
+    rng = torch.Generator().manual_seed(3)
+    shapes = [(101, 120), (64, 297), (30, 30)]
+    options: dict[str, Any] = {"pruned": 0.7, "rounding": rounding, "rank": rank}
+    b, resumed = (bench(EdgePopup(**options), [torch.zeros(shape) for shape in shapes], lr=3.0) for _ in range(2))
+    for step in range(30):
+        if step == 20:
+            resumed.method.load_state_dict(copy.deepcopy(b.method.state_dict()))
+        grads = [torch.randn(shape, generator=rng) * (1 if step % 10 else 40) for shape in shapes]
+        for each in (b, resumed)[: 1 + (step >= 20)]:
+            each.step([g.clone() for g in grads])
+        for i, scores in enumerate(b.method.dense):
+            ranked, n = (scores.abs() if rank == "magnitude" else scores).flatten(), scores.numel()
+            order = ranked.sort(descending=True, stable=True).indices
+            if rounding == "percentile":
+                best = ranked >= ranked[order[n - round(0.7 * (n - 1)) - 1]]
+            else:
+                best = torch.zeros(n, dtype=torch.bool)
+                best[order[: n - int(0.7 * n) if rounding == "floor" else math.floor(0.3 * n + 0.5)]] = True
+            assert torch.equal(b.method.mask.kept(i), best), step
+            assert torch.equal(b.weights[i].flatten(), b.method.frozen[i].flatten() * best), step
+            if step >= 20:
+                assert torch.equal(resumed.method.dense[i], scores) and torch.equal(resumed.weights[i], b.weights[i])
 
 
 def test_autograd_of_the_published_forward_gives_the_same_scores(tmp_path: Path) -> None:
