@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from methods.allocation import allocate, kept_of
-from methods.masks import top_mask
+from methods.masks import Pursuit, top_mask
 
 Ranking = Literal["global", "uniform", "erk"]
 
@@ -44,12 +44,14 @@ def top_of_groups(score: Tensor, keep: int, size: int) -> Tensor:
     return mask.view(by_channel.shape).movedim(-1, 1).reshape(-1)
 
 
-def top_over_all(scores: Sequence[Tensor], keep: int) -> list[Tensor]:
-    """Flat boolean masks of the `keep` largest of all scores together."""
+def top_over_all(scores: Sequence[Tensor], keep: int, pursuit: Pursuit | None = None) -> list[Tensor]:
+    """Flat boolean masks of the `keep` largest of all scores together. `pursuit`: of earlier such scores."""
     flat = [s.reshape(-1) for s in scores]
-    return list(top_mask(torch.cat(flat), keep).split([s.numel() for s in flat]))
+    return list(top_mask(torch.cat(flat), keep, pursuit).split([s.numel() for s in flat]))
 
 
-def top_per_layer(scores: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-    """Flat boolean masks of the `counts[i]` largest of scores i."""
-    return [top_mask(s, count) for s, count in zip(scores, counts, strict=True)]
+def top_per_layer(
+    scores: Sequence[Tensor], counts: Sequence[int], pursuits: Sequence[Pursuit | None] | None = None
+) -> list[Tensor]:
+    """Flat boolean masks of the `counts[i]` largest of scores i. `pursuits`: of earlier such scores."""
+    return [top_mask(*each) for each in zip(scores, counts, pursuits or [None] * len(scores), strict=True)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from methods.allocation import allocate, kept_of
 from methods.base import Context, Sparsity
 from methods.knob import Knob
-from methods.masks import Masks
+from methods.masks import Masks, Pursuit, ones
 from methods.passes import Passes, count
 from methods.ranking import Ranking, top_over_all, top_per_layer
 from methods.reparam import Feedback
@@ -50,8 +50,9 @@ class TopKAST(Feedback):
     def setup(self, model: nn.Module) -> nn.Module:
         model = super().setup(model)
         self.forward_set, self.backward_set = Masks(self.weights), Masks(self.weights)
-        self.outside = [torch.zeros_like(t) for t in self.backward_set.tensors]
-        self.strength = [torch.zeros_like(t) for t in self.backward_set.tensors]
+        self.pursuits = [[Pursuit() for _ in self.weights] for _ in range(2)]  # of the least |theta| of A, and of B
+        self.scores = [torch.empty_like(t) for t in self.backward_set.tensors]  # |theta|
+        self.strength = [torch.empty_like(t) for t in self.backward_set.tensors]  # in the exploration loss
         return model
 
     def begin(self, ctx: Context) -> None:
@@ -64,61 +65,62 @@ class TopKAST(Feedback):
         super().begin(ctx)
 
     def compress(self) -> None:
-        self.forward_set.project()
+        for computed, theta, kept in zip(self.computed, self.dense, self.forward_set.tensors, strict=True):
+            torch.mul(theta, kept, out=computed)
 
     def refresh(self, ctx: Context, step: int) -> None:
         if step % self.period == 0 or step == ctx.total_steps:
-            scores = list(torch._foreach_abs(self.dense))
-            forward = self._top(scores, self.sparsity)
-            backward = self._top(scores, self.backward_sparsity)
+            for score, theta in zip(self.scores, self.dense, strict=True):
+                torch.abs(theta, out=score)
+            forward = self._top(self.sparsity, self.pursuits[0])
+            backward = self._top(self.backward_sparsity, self.pursuits[1])
             for index, (a, b) in enumerate(zip(forward, backward, strict=True)):
                 self.forward_set.set(index, a)
-                self.backward_set.set(index, a | b)  # rounding could leave an ERK layer of B one short of A
-            self._derive()
+                self.backward_set.set(index, b.logical_or_(a))  # rounding could leave an ERK layer one short of A
+                self._weigh(index, ones(a))
 
-    def _top(self, scores: list[Tensor], sparsity: float) -> list[Tensor]:
+    def _top(self, sparsity: float, pursuits: list[Pursuit]) -> list[Tensor]:
         if self.allocation == "global":
-            return top_over_all(scores, kept_of(sum(score.numel() for score in scores), sparsity))
-        return top_per_layer(scores, allocate(self.allocation, [tuple(score.shape) for score in scores], sparsity))
+            return top_over_all(self.scores, kept_of(sum(s.numel() for s in self.scores), sparsity), pursuits[0])
+        kept = allocate(self.allocation, [tuple(score.shape) for score in self.scores], sparsity)
+        return top_per_layer(self.scores, kept, pursuits)
 
     def passes(self, layers: Mapping[str, Mapping[str, Any]]) -> Passes:
         """2 f_A + f_B, as Peste et al. 2021, appendix C.2, count it."""
         forward = count(layers, "kept")
         return Passes(forward, forward, dict(zip(self.backward_set.names, self.backward_set.counts(), strict=True)))
 
-    @torch.no_grad()
-    def _derive(self) -> None:
-        """What follows from the sets: their complement, and each weight's part in the exploration loss."""
-        pairs = zip(self.forward_set.tensors, self.backward_set.tensors, strict=True)
-        derived = zip(self.outside, self.strength, self.forward_set.counts(), strict=True)
-        for (a, b), (outside, strength, kept) in zip(pairs, derived, strict=True):
-            density = max(kept, 1) / a.numel()
-            torch.sub(1, b, out=outside)
-            torch.sub(b, a, out=strength).div_(density).add_(a)
+    def _weigh(self, index: int, kept: int) -> None:
+        """Each weight's part in the exploration loss: 1 in the set A, of `kept` weights, 1 / D elsewhere."""
+        a, strength = self.forward_set.tensors[index], self.strength[index]
+        outside = float(strength.new_ones(()) / (max(kept, 1) / a.numel()))
+        torch.sub(outside, a, alpha=outside - 1, out=strength)  # exact, as long as 1 / D < 2^24
 
     @torch.no_grad()
     def before_step(self, ctx: Context) -> bool:
-        # The optimizer sees theta on B and zeros elsewhere: its own weight decay, if any, is that of B too.
-        torch._foreach_copy_(self.computed, self.dense)
-        torch._foreach_mul_(self.computed, self.backward_set.tensors)
         grads = [weight.grad for weight in self.computed if weight.grad is not None]
         if len(grads) < len(self.computed):
             name = next(name for name, weight in self.weights.items() if weight.grad is None)
             raise ValueError(f"the loss has no gradient with respect to {name}; add its layer to keep_dense")
+        # The optimizer sees theta on B and zeros elsewhere: its own weight decay, if any, is that of B too. Until
+        # `after_step` `dense` holds the rest of theta.
+        for computed, theta, kept in zip(self.computed, self.dense, self.backward_set.tensors, strict=True):
+            torch.mul(theta, kept, out=computed)
+            theta.sub_(computed)
         self.transport(grads)
         torch._foreach_mul_(grads, self.backward_set.tensors)
         torch._foreach_addcmul_(grads, self.computed, self.strength, value=self.exploration)
         return True
 
     def transport(self, grads: list[Tensor]) -> None:
-        """Make gradients at what the network computes with those at theta, in place: here they are the same."""
+        """Make gradients at what the network computes with those at theta, in place: here they are the same.
+
+        Those outside of B, where `computed` has zeros in the place of theta, are dropped afterwards.
+        """
 
     @torch.no_grad()
     def after_step(self, ctx: Context) -> None:
-        torch._foreach_mul_(self.computed, self.backward_set.tensors)
-        torch._foreach_mul_(self.dense, self.outside)
-        torch._foreach_add_(self.dense, self.computed)
-        torch._foreach_copy_(self.computed, self.dense)
+        torch._foreach_addcmul_(self.dense, self.computed, self.backward_set.tensors)
         self.refresh(ctx, ctx.step + 1)
         self.compress()
 
@@ -135,7 +137,8 @@ class TopKAST(Feedback):
         super().load_state_dict(state)
         self.forward_set.load(state["masks"])
         self.backward_set.load(state["backward"])
-        self._derive()
+        for index, kept in enumerate(self.forward_set.counts()):
+            self._weigh(index, kept)
 
 
 @dataclass(kw_only=True)
@@ -157,10 +160,10 @@ class Powerprop(TopKAST):
         super().begin(ctx)
 
     def compress(self) -> None:
+        super().compress()
         for weight in self.computed:
             weight.mul_(weight.abs() ** (self.alpha - 1))
-        super().compress()
 
     def transport(self, grads: list[Tensor]) -> None:
-        for grad, theta in zip(grads, self.dense, strict=True):
+        for grad, theta in zip(grads, self.computed, strict=True):
             grad.mul_(self.alpha * theta.abs() ** (self.alpha - 1))

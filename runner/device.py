@@ -51,8 +51,12 @@ def choose(name: Name, precision: str) -> torch.device:
     return torch.device(kind)
 
 
-def reset(threads: int, deterministic: bool, precision: str) -> None:
-    """Start from the same global state whatever ran before in this process.
+#: Whether new memory is filled with NaN in every run, so that whoever reads what nobody wrote is found: in the tests.
+FILL = False
+
+
+def reset(threads: int, deterministic: bool, precision: str, kind: str = "cpu") -> None:
+    """Start from the same global state whatever ran before in this process. `kind`: of device.
 
     To be called before the run's first CUDA operation: cuBLAS reads its variable when it starts.
     """
@@ -62,6 +66,10 @@ def reset(threads: int, deterministic: bool, precision: str) -> None:
     torch.set_default_dtype(torch.float32)
     # Warnings only: a few operations have no deterministic kernel, and the log says which of them a run uses.
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # Filling costs a pass over every temporary. Torch's bf16 on CPUs needs it: the weight gradient of a convolution
+    # with a stride, over an input smaller than its kernel, is not written everywhere, and should not pass for one.
+    fill = FILL or (kind, precision) == ("cpu", "bf16")
+    torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
     # Without a workspace of its own for each stream, cuBLAS may add in another order. It costs 25 MB at most.

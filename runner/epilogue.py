@@ -50,7 +50,7 @@ def full_precision(trainer: Trainer) -> dict[str, float]:
     try:
         return {f"test/{name}": value for name, value in trainer.evaluate(full=True).items()}
     finally:
-        reset(e.settings.threads, e.settings.deterministic, e.precision)
+        reset(e.settings.threads, e.settings.deterministic, e.precision, e.device.type)
 
 
 @torch.no_grad()

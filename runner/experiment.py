@@ -115,7 +115,7 @@ def make(config: Config) -> Experiment:
     """Build everything from a resolved configuration, from reset random number generators and flags."""
     settings, schedule, method = validate(config)
     device = choose(settings.device, config["precision"])
-    reset(settings.threads, settings.deterministic, config["precision"])
+    reset(settings.threads, settings.deterministic, config["precision"], device.type)
     try:
         data: Dataset = build(config["dataset"], "dataset", root=str(config["data"]["root"]))
     except OSError as error:

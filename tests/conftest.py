@@ -39,6 +39,16 @@ def _cache_of_the_tests_own(tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _memory_that_nobody_wrote_shows() -> Iterator[None]:
+    """New memory is full of NaN: a run that read it would not repeat itself elsewhere."""
+    from runner import device
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "FILL", True)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _numbers_as_python_has_them() -> Iterator[None]:
     """A run of a file before may have left the processor flushing denormal numbers to zero."""

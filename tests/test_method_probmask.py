@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from methods.probmask import ProbMask, projected, relaxed, slope
+from methods.probmask import ProbMask, bisected, projected, relaxed, searched, slope
 from runner.compose import compose
 from runner.errors import Misuse
 from runner.experiment import make, validate
@@ -88,6 +88,20 @@ def test_in_single_precision_the_budget_is_held_to_rounding() -> None:
     found = projected(z, 2_000.0)
     assert found.dtype == torch.float32
     assert float(found.sum(dtype=torch.float64)) == pytest.approx(2_000, abs=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_search_ends_where_bisection_does(dtype: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(1)
+    for size in [1, 2, 7, 40, 300, 20_000]:
+        even, normal = torch.rand(size, generator=rng), torch.randn(size, generator=rng)
+        nearly = (even < 0.1).float() + 0.006 * normal  # as after a step of Adam late in training
+        for z in (even, normal, nearly, (4 * normal).round() / 4, torch.ones(size), -even):
+            for share in (0.0, 0.03, 0.1, 0.5, 1.0):
+                z = z.to(dtype)
+                slow, fast = bisected(z, share * size), searched(z, share * size)
+                assert fast.dtype == dtype
+                torch.testing.assert_close(fast, slow, rtol=0, atol=0 if dtype == torch.float32 else 1e-15)
 
 
 def test_the_relaxation_by_hand() -> None:
@@ -179,6 +193,7 @@ def test_trajectories_are_those_of_autograd(clip: float, bench: Any, gaussian: C
     first = b.method.before_forward
     drawn: list[Tensor] = [fixed]
     b.method.uniform = lambda seed: drawn[0]
+    b.method.drawn = fixed
     clipped = False
     for t in range(20):
         uniform = torch.rand(84, generator=rng, dtype=torch.float64)
