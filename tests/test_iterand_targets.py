@@ -10,6 +10,7 @@ from results import document
 from results.address import figures, load, select
 from results.table import Table
 from runner.compose import compose, identify
+from runner.identity import parent_config
 
 
 def table(name: str) -> Table:
@@ -41,6 +42,21 @@ def test_different_settings_are_different_runs() -> None:
         assert len(set(keys(name).values())) == runs
     for panel in "abc":
         assert len(set(keys(f"figure1{panel}").values())) == 5 + 1
+
+
+@pytest.mark.parametrize("network", ["vgg11", "resnet20"])
+def test_magnitude_pruning_retrains_three_times(network: str) -> None:
+    """Dense training, then three rounds of as many epochs, each from the initial weights in what the last one left."""
+    slots = {slot.column.id: slot for slot in table("table7").slots() if slot.row.id == f"{network}_imp"}
+    for column, sparsity in (("p50", 0.5), ("p99", 0.99)):
+        stages: list[Any] = [compose(slots[column].overrides)]
+        while (parent := parent_config(stages[0])) is not None:
+            stages.insert(0, parent)
+        left = [1 - stage["method"].get("sparsity", 0.0) for stage in stages]
+        assert left == pytest.approx([(1 - sparsity) ** (n / 3) for n in range(4)])
+        assert [stage["schedule"]["epochs"] for stage in stages] == [160] * 4
+        assert [stage["model"]["name"] for stage in stages] == [network] * 4
+        assert [stage["start"]["take"] for stage in stages[1:]] == ["mask"] * 3
 
 
 def test_the_main_parts_figures_draw_tables_3_and_4() -> None:
