@@ -125,6 +125,11 @@ def test_equal_rounds_prune_what_they_trained(tmp_path: Path) -> None:
         trained = torch.cat([parent["model"][name].abs().flatten() for name in child["method"]["masks"]])
         assert int(kept.sum()) == kept_of(kept.numel(), sparsity)
         assert float(trained[kept].min()) >= float(trained[~kept].max())
+    # Every round begins with the initial weights: one that learns nothing shows them.
+    plain = make(compose(SMALL)).model.state_dict()
+    _, states = chain(tmp_path, *given, "schedule.lr=0")
+    for name, mask in states[-1]["method"]["masks"].items():
+        assert torch.equal(states[-1]["model"][name], torch.where(mask, plain[name], 0.0))
 
 
 def test_rounds_rewind_to_the_weights_of_an_early_epoch(tmp_path: Path) -> None:
