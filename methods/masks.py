@@ -30,7 +30,12 @@ class Masks:
     @torch.no_grad()
     def set(self, index: int, mask: Tensor) -> None:
         """Replace mask `index` by the boolean `mask` (any shape with as many elements)."""
-        self.tensors[index].copy_(mask.view_as(self.tensors[index]))
+        own = self.tensors[index]
+        if own.device.type == mask.device.type == "cpu":  # NumPy writes them several times as fast
+            np.copyto(own.numpy(), mask.view_as(own).numpy())
+            torch.autograd.graph.increment_version(own)
+        else:
+            own.copy_(mask.view_as(own))
 
     @torch.no_grad()
     def set_all(self, masks: list[Tensor]) -> None:
@@ -91,8 +96,10 @@ def top_mask(scores: Tensor, keep: int, pursuit: Pursuit | None = None) -> Tenso
     threshold = kth_largest(flat, keep) if pursuit is None else pursuit.kth_largest(flat, keep)
     if flat.device.type == "cpu" and flat.dtype in _BITS:  # NumPy compares and counts several times as fast
         values, least = flat.numpy(), threshold.numpy()
-        above = values > least
-        above[np.flatnonzero(values == least)[: keep - np.count_nonzero(above)]] = True
+        above = values >= least
+        if np.count_nonzero(above) != keep:
+            np.greater(values, least, out=above)
+            above[np.flatnonzero(values == least)[: keep - np.count_nonzero(above)]] = True
         return torch.from_numpy(above)
     mask = flat > threshold
     ties = (flat == threshold).nonzero().view(-1)
@@ -138,10 +145,10 @@ def kth_largest(flat: Tensor, k: int) -> Tensor:
 class Pursuit:
     """`kth_largest` of numbers that change little from call to call: the same answer, whatever they do, but sooner.
 
-    It remembers an interval around its last answer, at least four times as wide to either side as the answer has just
-    moved. All numbers are compared with its ends, and where the next answer is inside, only the few that are there with
-    it are sorted. Where it is not, or where they are not few, `kth_largest` is asked. What is remembered changes the
-    time that an answer takes and nothing else, so that no run saves it.
+    It remembers an interval around its last answer, at least thrice as wide to either side as the answer has just
+    moved. All numbers are compared with its ends, and where the next answer is inside, the few that are there with it
+    are ranked. Where it is not, or where they are not few, `kth_largest` is asked. What is remembered changes the time
+    that an answer takes and nothing else, so that no run saves it.
     """
 
     def __init__(self) -> None:
@@ -156,13 +163,15 @@ class Pursuit:
         answer = self._inside(values, k)
         if answer is not None:
             last, self.middle = self.middle, float(answer)
-            self.half = max(0.9 * self.half, 4 * abs(self.middle - last))
+            self.half = max(0.9 * self.half, 3 * abs(self.middle - last))
             return torch.from_numpy(np.asarray(answer))
         found = kth_largest(flat, k)
-        self.middle = float(found)
+        moved, self.middle = abs(float(found) - self.middle), float(found)
         few = np.sort(values[:: values.size // _FEW])
         at = int(np.searchsorted(few, self.middle))
-        self.half = float(few[min(at + 2, few.size - 1)]) - float(few[max(at - 2, 0)])
+        half = float(few[min(at + 2, few.size - 1)]) - float(few[max(at - 2, 0)])
+        # Outside of an interval: it was too narrow for how far answers move. Inside of one: too crowded.
+        self.half = max(half, 2 * moved) if moved > self.half else half
         return found
 
     def _inside(self, values: np.ndarray[Any, Any], k: int) -> Any:
@@ -175,10 +184,10 @@ class Pursuit:
             np.less(values, self.middle - self.half, out=below)
         rank = k - int(np.count_nonzero(above))
         where = np.flatnonzero(np.equal(above, below, out=below))  # on neither side, where NaN is, too
-        if not 1 <= rank <= where.size <= values.size // 20:
+        if not 1 <= rank <= where.size <= values.size // 10:
             return None
-        inside = np.sort(values[where])
-        return None if np.isnan(inside[-1]) else inside[-rank]
+        inside = values[where]
+        return None if np.isnan(inside).any() else np.partition(inside, -rank)[-rank]
 
 
 _BITS = {torch.float32: np.int32, torch.float64: np.int64}

@@ -50,6 +50,7 @@ class TopKAST(Feedback):
     def setup(self, model: nn.Module) -> nn.Module:
         model = super().setup(model)
         self.forward_set, self.backward_set = Masks(self.weights), Masks(self.weights)
+        self.allocated: dict[float, list[int]] = {}
         self.pursuits = [[Pursuit() for _ in self.weights] for _ in range(2)]  # of the least |theta| of A, and of B
         self.scores = [torch.empty_like(t) for t in self.backward_set.tensors]  # |theta|
         self.strength = [torch.empty_like(t) for t in self.backward_set.tensors]  # in the exploration loss
@@ -82,8 +83,15 @@ class TopKAST(Feedback):
     def _top(self, sparsity: float, pursuits: list[Pursuit]) -> list[Tensor]:
         if self.allocation == "global":
             return top_over_all(self.scores, kept_of(sum(s.numel() for s in self.scores), sparsity), pursuits[0])
-        kept = allocate(self.allocation, [tuple(score.shape) for score in self.scores], sparsity)
-        return top_per_layer(self.scores, kept, pursuits)
+        return top_per_layer(self.scores, self.counts(sparsity), pursuits)
+
+    def counts(self, sparsity: float) -> list[int]:
+        """How many weights a set of this sparsity has in each layer, of an allocation by layers."""
+        if sparsity not in self.allocated:
+            assert self.allocation != "global"
+            shapes = [tuple(score.shape) for score in self.scores]
+            self.allocated[sparsity] = allocate(self.allocation, shapes, sparsity)
+        return self.allocated[sparsity]
 
     def passes(self, layers: Mapping[str, Mapping[str, Any]]) -> Passes:
         """2 f_A + f_B, as Peste et al. 2021, appendix C.2, count it."""

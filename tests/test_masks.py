@@ -258,9 +258,9 @@ def test_masks_start_dense_and_count_exactly() -> None:
 
 def test_masks_change_in_place() -> None:
     masks = masks_of(torch.ones(3))
-    before = masks.tensors[0]
+    before, changes = masks.tensors[0], masks.changes()
     masks.set(0, torch.tensor([True, False, True]))
-    assert masks.tensors[0] is before and before.tolist() == [1.0, 0.0, 1.0]
+    assert masks.tensors[0] is before and before.tolist() == [1.0, 0.0, 1.0] and masks.changes() > changes
 
 
 def test_masks_take_floats_in_place() -> None:
