@@ -76,7 +76,7 @@ class Progress:
     @property
     def wanted(self) -> int:
         """Cells that the papers print or that have runs: all but the blank ones."""
-        return sum(self.statuses.values()) - self.statuses.get("absent", 0)
+        return sum(self.statuses.values()) - self.statuses.get("absent", 0) - self.statuses.get("beyond", 0)
 
     @property
     def done(self) -> int:
