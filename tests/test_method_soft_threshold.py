@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from methods.stds import STDS
 from methods.str import GPO, STR
-from methods.thresholds import Threshold
+from methods.thresholds import Threshold, of
 from runner.compose import compose
 from runner.errors import Misuse
 from runner.experiment import make, validate
@@ -271,6 +271,21 @@ def test_runs_record_thresholds_and_penalties(tiny: list[str], tmp_path: Path) -
     assert [line["l1_penalty:all"] for line in history] == pytest.approx([0.5 / total] * 5, rel=1e-9)
     assert history[-1]["threshold:all"] == pytest.approx(0.5)
     assert "gradient_to_decay:all" not in history[-1]
+
+
+@pytest.mark.parametrize("learning_rate", ["cosine", "run"])
+@pytest.mark.parametrize("method", ["stds", "lats", "s_lats", "pgh"])
+def test_what_is_drawn_of_a_schedule_is_what_its_run_records(
+    method: str, learning_rate: str, tiny: list[str], tmp_path: Path
+) -> None:
+    """Figures of schedules take a configuration to the threshold that the trainer sets, warm-up and all."""
+    given = [*tiny, f"method={method}", "schedule.epochs=5", "schedule.decay=cosine", "schedule.warmup_epochs=2"]
+    if method != "stds":
+        given += [f"method.learning_rate={learning_rate}"]
+    config = compose([*given, "method.final_threshold=0.3", "trainer.records=[thresholds]"])
+    history = Trainer(make(config), RunDirectory(tmp_path)).fit()
+    drawn = dict(of(config["method"], config["schedule"], 4).trace())
+    assert [line["threshold:all"] for line in history] == [drawn[epoch / 5] for epoch in range(1, 6)]
 
 
 def test_decay_alone_moves_a_threshold_that_no_gradient_reaches(tiny: list[str], tmp_path: Path) -> None:

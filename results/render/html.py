@@ -75,7 +75,7 @@ class Progress:
 
     @property
     def wanted(self) -> int:
-        """Cells that the papers print or that have runs: all but the blank ones."""
+        """Cells that the papers print or that have runs: all but the blank ones and those beyond."""
         return sum(self.statuses.values()) - self.statuses.get("absent", 0) - self.statuses.get("beyond", 0)
 
     @property
