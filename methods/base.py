@@ -73,8 +73,8 @@ class Method:
 
     keep_dense: list[str] = field(default_factory=list)
 
-    #: The hyperparameter that calibration turns, of a method that cannot be told its sparsity.
-    knob: ClassVar[Knob | None] = None
+    #: The hyperparameters that calibration may turn, one at a time, of a method that cannot be told its sparsity.
+    knobs: ClassVar[tuple[Knob, ...]] = ()
 
     #: The names that `keeps` may give: checkpoints, beside the last one, that a stage may start from.
     kept: ClassVar[tuple[str, ...]] = ()
@@ -209,7 +209,7 @@ class Masked(Method):
     sparsity: Sparsity
 
     # What these methods are told is the share of pruned layers' weights; another target must be searched for.
-    knob: ClassVar[Knob | None] = Knob(option="sparsity", low=0.0, high=0.9999, guess=0.9, scale="linear")
+    knobs: ClassVar[tuple[Knob, ...]] = (Knob(option="sparsity", low=0.0, high=0.9999, guess=0.9, scale="linear"),)
 
     def setup(self, model: nn.Module) -> nn.Module:
         model = super().setup(model)

@@ -40,7 +40,7 @@ class DPF(Feedback):
     initial_sparsity: Sparsity = 0.0
     allocation: Ranking = "global"
 
-    knob: ClassVar[Knob | None] = Knob(option="sparsity", low=0.0, high=0.9999, guess=0.9, scale="linear")
+    knobs: ClassVar[tuple[Knob, ...]] = (Knob(option="sparsity", low=0.0, high=0.9999, guess=0.9, scale="linear"),)
 
     def check(self, epochs: float) -> None:
         if self.initial_sparsity > self.sparsity:
@@ -107,7 +107,7 @@ class StructuredDPF(DPF):
 
     allocation: Literal["global", "uniform"] = "global"
 
-    knob: ClassVar[Knob | None] = None  # its sparsity is that of filters
+    knobs: ClassVar[tuple[Knob, ...]] = ()  # its sparsity is that of filters
 
     def choose(self, sparsity: float) -> list[Tensor]:
         return choose_filters(self.dense, self.allocation, sparsity)

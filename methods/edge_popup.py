@@ -52,7 +52,7 @@ class EdgePopup(Feedback):
     scores: Literal["relu", "default"] = "relu"
     scale_fan: Literal["none", "kept", "pruned"] = "none"
 
-    knob: ClassVar[Knob | None] = Knob(option="pruned", low=0.0, high=0.9999, guess=0.9, scale="linear")
+    knobs: ClassVar[tuple[Knob, ...]] = (Knob(option="pruned", low=0.0, high=0.9999, guess=0.9, scale="linear"),)
 
     def setup(self, model: nn.Module) -> nn.Module:
         model = super().setup(model)

@@ -39,7 +39,7 @@ class OptG(Feedback):
     beta: Annotated[float, "0 <= x"] = 1.0
     allocation: Ranking = "global"
 
-    knob: ClassVar[Knob | None] = Knob(option="sparsity", low=0.0, high=0.9999, guess=0.9, scale="linear")
+    knobs: ClassVar[tuple[Knob, ...]] = (Knob(option="sparsity", low=0.0, high=0.9999, guess=0.9, scale="linear"),)
 
     def setup(self, model: nn.Module) -> nn.Module:
         model = super().setup(model)

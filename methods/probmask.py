@@ -53,7 +53,7 @@ class ProbMask(Feedback):
     clip: Annotated[float, "0 <= x"] = 0.0
     inference: Literal["sample", "top"] = "sample"
 
-    knob: ClassVar[Knob | None] = Knob(option="sparsity", low=0.0, high=0.9999, guess=0.9, scale="linear")
+    knobs: ClassVar[tuple[Knob, ...]] = (Knob(option="sparsity", low=0.0, high=0.9999, guess=0.9, scale="linear"),)
 
     def check(self, epochs: float) -> None:
         if not self.start_epoch <= self.end_epoch <= epochs:

@@ -26,7 +26,7 @@ class SFP(Masked):
 
     end_epoch: Epochs = 0.0
 
-    knob: ClassVar[Knob | None] = None  # its sparsity is that of filters
+    knobs: ClassVar[tuple[Knob, ...]] = ()  # its sparsity is that of filters
 
     def check(self, epochs: float) -> None:
         if self.end_epoch > epochs:

@@ -41,7 +41,7 @@ class SparseVD(Method):
     initial_variance: Annotated[float, "0 < x"] = 4.5399929762484854e-05
 
     # Gale et al. 2019 tried 7.8e-9 to 7.8e-5 for ResNet-50 on ImageNet; their 80 and 90 % models have 3.9e-8, 7.8e-8.
-    knob: ClassVar[Knob | None] = Knob(option="kl_weight", low=1e-12, high=1.0, guess=5e-8)
+    knobs: ClassVar[tuple[Knob, ...]] = (Knob(option="kl_weight", low=1e-12, high=1.0, guess=5e-8),)
 
     def check(self, epochs: float) -> None:
         if not self.start_epoch <= self.end_epoch <= epochs:

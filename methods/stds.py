@@ -26,7 +26,7 @@ class STDS(SoftThreshold):
     stop_slope: Annotated[float, "0 <= x"] = 0.0
     gradient: Literal["subgradient", "identity"] = "identity"
 
-    knob: ClassVar[Knob | None] = Knob(option="final_threshold", low=1e-6, high=1e3, guess=0.1)
+    knobs: ClassVar[tuple[Knob, ...]] = (Knob(option="final_threshold", low=1e-6, high=1e3, guess=0.1),)
 
     def check(self, epochs: float) -> None:
         if self.scheduler != "pgh" and (self.beta, self.stop_slope) != (1.0, 0.0):

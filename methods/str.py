@@ -13,6 +13,12 @@ from methods.knob import Knob
 from methods.soft_threshold import Link, Scheduled, Scope, SoftThreshold, Source, Trained, summed
 from methods.thresholds import Scheduler
 
+#: What sets the sparsity (Kusupati et al. 2020): the weight decay that makes thresholds grow, and where they start.
+TRAINED = (
+    Knob(option="s_init", low=-1e5, high=-1.0, guess=-3200.0),
+    Knob(option="threshold_decay", low=1e-8, high=10.0, guess=3.05e-5),
+)
+
 
 @dataclass(kw_only=True)
 class STR(SoftThreshold):
@@ -35,7 +41,7 @@ class STR(SoftThreshold):
     scheduler: Literal["sine", "linear", "log2"] | None = None
     final_threshold: Annotated[float, "0 <= x"] | None = None
 
-    knob: ClassVar[Knob | None] = Knob(option="s_init", low=-1e5, high=-1.0, guess=-3200.0)
+    knobs: ClassVar[tuple[Knob, ...]] = TRAINED
 
     def check(self, epochs: float) -> None:
         if (self.scheduler is None) != (self.final_threshold is None):
@@ -67,7 +73,7 @@ class GPO(SoftThreshold):
     threshold_decay: Annotated[float, "0 <= x"] | None = None
     gradient: Literal["subgradient"] = "subgradient"
 
-    knob: ClassVar[Knob | None] = Knob(option="s_init", low=-1e5, high=-1.0, guess=-3200.0)
+    knobs: ClassVar[tuple[Knob, ...]] = TRAINED
 
     def make_source(self) -> Source:
         like = self.computed[0]

@@ -38,7 +38,7 @@ class TopKAST(Feedback):
     period: Annotated[int, "1 <= x"] = 1
     allocation: Ranking = "uniform"
 
-    knob: ClassVar[Knob | None] = Knob(option="sparsity", low=0.0, high=0.9999, guess=0.9, scale="linear")
+    knobs: ClassVar[tuple[Knob, ...]] = (Knob(option="sparsity", low=0.0, high=0.9999, guess=0.9, scale="linear"),)
 
     def check(self, epochs: float) -> None:
         if self.backward_sparsity > self.sparsity:

@@ -14,7 +14,8 @@ from results.published import Published
 from results.statistics import interval, mean, sample_std
 
 #: Of a whole cell. differs: the composed config says something else than the paper; absent: the paper prints nothing
-#: there, and nothing was run; needs: a method, model or option of its configuration is not there yet.
+#: there, and nothing was run; needs: a method, model or option of its configuration is not there yet; beyond: a derived
+#: cell asks for a point that its runs' curve does not reach.
 STATUSES = (
     "ok",
     "partial",
@@ -27,10 +28,11 @@ STATUSES = (
     "differs",
     "absent",
     "needs",
+    "beyond",
 )
 
 # Of a cell without a single value: what a reader must know first.
-_WORST = ("running", "failed", "diverged", "blocked", "missing")
+_WORST = ("running", "failed", "diverged", "blocked", "missing", "beyond")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Cell:
     direction: str | None = None
     unit: str = ""
     digits: int = 2
+    spread: str = "std"  #: what is printed behind the ±: see `results.settings`
     profile: str | None = None
     states: Mapping[int, str] = field(default_factory=dict)
     values: Mapping[int, float] = field(default_factory=dict)
@@ -87,6 +90,13 @@ class Cell:
         return interval(list(self.values.values()))
 
     @property
+    def reach(self) -> float | None:
+        """What is printed behind the ±: by `spread`; None of fewer than two values."""
+        if self.spread == "std":
+            return self.std
+        return None if self.interval is None else (self.interval[1] - self.interval[0]) / 2
+
+    @property
     def inside(self) -> bool | None:
         """Whether the published mean lies inside the interval; None where they cannot be compared."""
         if self.difference is None or self.published is None or self.published.mean is None:
@@ -109,11 +119,12 @@ class Cell:
 
     @property
     def settled(self) -> bool:
-        """Nothing is left to do or to explain: complete, blank as in the paper, or diverged as the paper's did."""
+        """Nothing is left to do or to explain: complete, blank or diverged as in the paper, or beyond its curve."""
         if self.status == "diverged":
             whole = all(state == "diverged" for state in self.states.values())
             return whole and self.published is not None and self.published.mark == "diverged"
-        return self.status == "absent" or (self.status == "ok" and (self.mean is None or math.isfinite(self.mean)))
+        whole = self.status == "ok" and (self.mean is None or math.isfinite(self.mean))
+        return whole or self.status in ("absent", "beyond")
 
     @property
     def difference(self) -> float | None:

@@ -12,7 +12,7 @@ from results.table import Table
 Place = tuple[str, str]
 
 # Of a cell that takes part without a value: it has lost, or there was never anything to compare.
-_OUT = ("diverged", "absent")
+_OUT = ("diverged", "absent", "beyond")
 
 
 def best_places(table: Table, cells: Mapping[Place, Cell]) -> tuple[frozenset[Place], int]:

@@ -61,7 +61,7 @@ class Figure:
     title: str
     kind: str  #: what the file says in `plot`
     selection: Selection  #: the cells; a metric of the figure's own is put in place of theirs
-    x: str | RunMetric  #: an expression over the configuration, or a metric
+    x: str | RunMetric  #: an expression over the configuration, `at` for the cells' own number, or a metric
     xlabel: str
     ylabel: str
     xscale: str
@@ -80,7 +80,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Series:
-    """One line: `mean` and `std` at each `x`; `std` is None where there is one run only.
+    """One line: `mean` and `std` (what a table prints behind its ±) at each `x`; None where there is one run only.
 
     `published`: what the paper prints, as (x, mean, std). `place` is the line's place among the table's lines of its
     sort and fixes its looks, so that it looks the same in every figure of its table. `reference`: dense networks and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from results.document import load
 from results.engines import Unmeasured
 from results.plan import Compose, composed
 from results.record import Record
+from results.settings import SPREADS
+from results.statistics import interpolated
 from results.table import Line, Slot, Table, operands
 from runner.compose import CONF, Composition
 from runner.compose import compose as compose_config
@@ -174,7 +177,11 @@ class _Filler:
         return self._cell(slot, config=config, key=composition.key, text=text, fixed_status=status)
 
     def _derived(self, slot: Slot, above: tuple[str, ...]) -> Cell:
-        """Per seed where the operands share seeds; a config operand is a constant."""
+        """Per seed where the operands share seeds; a config operand is a constant.
+
+        Beside + - * / there is curve(at, x1, x2, ..., y1, y2, ...): the piecewise linear curve through the points
+        (x, y) at `at`, the cell's own number. A seed whose curve does not reach it has no value, and is beyond.
+        """
         expression = slot.settings.derive or ""
         addresses = operands(expression, slot)
         cells = {name: self._operand(address, above) for name, address in addresses.items()}
@@ -185,7 +192,10 @@ class _Filler:
         values = {}
         for seed in shared:
             if all(seed in cell.values for cell in measured.values()):
-                values[seed] = self._arithmetic(slot, expression, cells, seed)
+                try:
+                    values[seed] = self._arithmetic(slot, expression, cells, seed)
+                except _Beyond:
+                    states[seed] = "beyond"
         open_ = [cell.status for cell in cells.values() if cell.status in ("needs", "uncalibrated")]
         absent = slot.unprinted and not values
         problems = () if shared or not measured else (f"{slot.address}: its operands share no seed.",)
@@ -208,7 +218,11 @@ class _Filler:
 
     def _arithmetic(self, slot: Slot, expression: str, cells: Mapping[str, Cell], seed: int) -> float:
         def value_of(name: str) -> float:
-            cell = cells[name]
+            if name == "at" and slot.settings.at is not None:
+                return slot.settings.at
+            cell = cells.get(name)
+            if cell is None:
+                raise Misuse(f"{slot.address} calculates with '{name}', which is no number of its own.")
             if cell.text is None:
                 return cell.values[seed]
             number, _ = published.numbers(cell.text)
@@ -216,7 +230,7 @@ class _Filler:
                 raise Misuse(f"{slot.address} calculates with {cell.address}, which reads '{cell.text}'.")
             return number
 
-        value: float = hyperparameters.arithmetic(expression, value_of)
+        value: float = hyperparameters.arithmetic(expression, value_of, {"curve": _curve})
         return value
 
     def _compose(self, slot: Slot) -> Composition:
@@ -239,10 +253,26 @@ class _Filler:
             direction=settings.direction,
             unit=settings.unit or "",
             digits=2 if settings.digits is None else settings.digits,
+            spread=settings.spread or SPREADS[0],
             profile=self.profile,
             published=slot.published,
             **(common | measured),
         )
+
+
+class _Beyond(Exception):
+    """A curve does not reach the point that is asked for."""
+
+
+def _curve(at: float = math.nan, *points: float) -> float:
+    """curve(at, x1, x2, ..., y1, y2, ...) of a derived cell."""
+    half = len(points) // 2
+    if len(points) < 4 or len(points) % 2:
+        raise Misuse(f"curve(at, x1, x2, ..., y1, y2, ...) takes two or more x and as many y, not {len(points)}.")
+    found = interpolated(at, points[:half], points[half:])
+    if found is None:
+        raise _Beyond
+    return found
 
 
 def footnotes(records: list[Record]) -> tuple[str, ...]:
@@ -267,5 +297,5 @@ def _part(record: Record, name: str) -> Mapping[str, Any]:
 
 def _worst(states: list[str]) -> str:
     """The state of a seed that several runs make up."""
-    order = ("failed", "diverged", "blocked", "missing", "running", "completed")
+    order = ("failed", "diverged", "blocked", "missing", "running", "beyond", "completed")
     return min(states, key=lambda state: order.index(state) if state in order else 0)

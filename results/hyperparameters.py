@@ -7,6 +7,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from methods import thresholds
@@ -55,8 +56,13 @@ def evaluate(expression: str, config: Mapping[str, Any]) -> Any:
     return arithmetic(_PATH.sub(lambda path: f"{{{path[0]}}}", expression), lambda path: lookup(path, config))
 
 
-def arithmetic(expression: str, value_of: Callable[[str], Any]) -> Any:
-    """+ - * / over numbers and {names}, the latter as `value_of` gives them; a lone {name} may be of any type."""
+def arithmetic(
+    expression: str, value_of: Callable[[str], Any], functions: Mapping[str, Callable[..., Any]] = MappingProxyType({})
+) -> Any:
+    """+ - * / over numbers and {names}, the latter as `value_of` gives them; a lone {name} may be of any type.
+
+    `functions` may be called by their names, with numbers.
+    """
     names: list[str] = []
 
     def placeholder(match: re.Match[str]) -> str:
@@ -81,6 +87,10 @@ def arithmetic(expression: str, value_of: Callable[[str], Any]) -> Any:
             return value(ast.BinOp(ast.Constant(0), ast.Sub(), node.operand))
         if isinstance(node, ast.Constant) and is_number(node.value):
             return node.value
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in functions:
+            if node.keywords or not all(map(is_number, arguments := [value(each) for each in node.args])):
+                raise Misuse(f"'{expression}' calls {node.func.id} with something that is no number.")
+            return functions[node.func.id](*arguments)
         if isinstance(node, ast.Name):
             index = node.id.removeprefix("_")
             return value_of(names[int(index)] if index.isdecimal() and int(index) < len(names) else node.id)

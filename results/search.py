@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from methods.knob import Knob
 
+#: Two logits so far apart are on no line: one of the runs has pruned (nearly) all, or nothing.
+_FAR = 7.0
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -34,13 +37,41 @@ class Search:
 
     @property
     def best(self) -> Trial | None:
-        """The trial nearest to the target."""
+        """The trial nearest to the target, of a share in its logit: a network without a weight left is near to none."""
         finite = [trial for trial in self.trials if trial.finite]
-        return min(finite, key=lambda trial: abs(trial.reached - self.target), default=None)
+        return min(finite, key=lambda trial: abs(self.off(trial)), default=None)
 
     @property
     def hit(self) -> bool:
         return self.best is not None and abs(self.best.reached - self.target) <= self.tolerance
+
+    def off(self, trial: Trial) -> float:
+        """How far the trial lies above the target, of a share between 0 and 1 in its logit; infinite if it diverged."""
+        if not trial.finite:
+            return math.inf if self.knob.increasing else -math.inf
+        if 0 < self.target < 1:
+            return _even(trial.reached) - _even(self.target)
+        return trial.reached - self.target
+
+    @property
+    def ends(self) -> tuple[Trial | None, Trial | None]:
+        """The trials between which the target lies: the nearest one below it and the nearest one above it."""
+        sense = 1 if self.knob.increasing else -1
+        places = [(self.off(trial), sense * _position(trial.value, self.knob), trial) for trial in self.trials]
+        below = max((place for place in places if place[0] <= 0), key=lambda place: place[:2], default=None)
+        above = min((place for place in places if place[0] > 0), key=lambda place: place[:2], default=None)
+        return below and below[2], above and above[2]
+
+    @property
+    def placed(self) -> str:
+        """Where the target lies among the trials, in words."""
+        below, above = self.ends
+        told = [f"{end.value:g} ({end.reached:.4f})" for end in (below, above) if end is not None]
+        if len(told) == 2:
+            return f"the target lies between {told[0]} and {told[1]}"
+        return (
+            f"all of them lie {'below' if below else 'above'} the target" if self.best else "none of them has a value"
+        )
 
 
 class _Enough(Exception):
@@ -69,10 +100,7 @@ def search(measure: Callable[[float], float], knob: Knob, target: float, toleran
         if found.hit:
             found.ended = f"within {tolerance:g} of the target"
             raise _Enough
-        reached = (known or found.trials[-1:])[0].reached
-        if not math.isfinite(reached):
-            return math.inf if knob.increasing else -math.inf
-        return _even(reached) - _even(target) if 0 < target < 1 else reached - target
+        return found.off((known or found.trials[-1:])[0])
 
     try:
         low, high = _bracket(off, found)
@@ -122,24 +150,51 @@ def _even(share: float) -> float:
     return math.log(inside / (1 - inside))
 
 
-def refined(found: Search, confirmed: list[Trial]) -> float:
-    """The next value to confirm: where the search met the target, moved by as much as the last confirmed run lay off.
+def confirm(measure: Callable[[float], float], found: Search, budget: int) -> Search:
+    """Long runs from the best value of the search on, `budget` at most, until one is within the tolerance."""
+    assert found.best is not None
+    long = Search(found.knob, found.target, found.tolerance)
+    value = found.best.value
+    while not long.ended:
+        long.trials.append(Trial(value, measure(value)))
+        value = refined(found, long)
+        if long.hit:
+            long.ended = f"within {found.tolerance:g} of the target"
+        elif len(long.trials) == budget:
+            long.ended = f"the {budget} run(s) at full length are spent"
+        elif value in [trial.value for trial in long.trials]:
+            long.ended = "the next value to be tried has been tried"
+    return long
 
-    A long run reaches at some value what the short ones reach at another; the distance of the two on the knob's scale
-    is taken to be the same at the target. The search's curve is linear between its trials, in the logit of a share.
-    From two confirmed runs on, the line through the two nearest to the target is followed instead.
+
+def refined(found: Search, long: Search) -> float:
+    """The next value to confirm, after the long runs so far; one of theirs where there is no other.
+
+    Between two of them with the target between: where the line through them meets it, kept off their ends; half-way
+    where one of them has pruned all, or diverged. After the first one: where the search met the target, moved by as
+    much as that run lies off on the search's own curve, which is linear between its trials. After more on one side of
+    the target: further on along the line through the last two, four times their distance at most.
     """
-    knob, last = found.knob, confirmed[-1]
-    even = _even if 0 < found.target < 1 else float
-    trials = sorted((even(trial.reached), _position(trial.value, knob)) for trial in found.trials if trial.finite)
-    if len(trials) < 2:
-        return last.value
-    near = sorted((trial for trial in confirmed if trial.finite), key=lambda trial: abs(trial.reached - found.target))
-    if len(near) > 1:
-        line = sorted((even(trial.reached), _position(trial.value, knob)) for trial in near[:2])
-        return _value(_line(line, even(found.target)), knob)
-    met, passed = _line(trials, even(found.target)), _line(trials, even(last.reached))
-    return _value(_position(last.value, knob) + met - passed, knob)
+    knob, sense = found.knob, 1 if found.knob.increasing else -1
+    points = [(long.off(trial), _position(trial.value, knob)) for trial in long.trials]
+    below, above = long.ends
+    if below and above:
+        (y0, x0), (y1, x1) = ((long.off(end), _position(end.value, knob)) for end in (below, above))
+        no_line = y1 - y0 > _FAR
+        return _value(x0 + (x1 - x0) * (0.5 if no_line else min(max(y0 / (y0 - y1), 0.1), 0.9)), knob)
+    towards = sense if below else -sense
+    points.sort(key=lambda point: -towards * point[1])  # the one that went furthest first
+    y, x = points[0]
+    trials = sorted((found.off(trial), _position(trial.value, knob)) for trial in found.trials if trial.finite)
+    if len(points) > 1:
+        step = abs(x - points[1][1])
+        slope = (y - points[1][0]) / (x - points[1][1]) if math.isfinite(y - points[1][0]) else 0.0
+        length = min(-y / slope * towards, 4 * step) if slope * sense > 0 else 2 * step
+    elif len(trials) > 1 and math.isfinite(y):
+        return _value(x + _line(trials, 0.0) - _line(trials, y), knob)
+    else:
+        length = math.log(1.25) if knob.scale == "log" else (knob.high - knob.low) / 64
+    return _value(x + towards * length, knob)
 
 
 def _line(points: list[tuple[float, float]], x: float) -> float:

@@ -104,8 +104,9 @@ class _Reader:
 
     def _line(self, title: str, pairs: list[tuple[Line, Line]], line: Line, place: int) -> _Line:
         cells = tuple(self.sheet.cells[row.id, column.id] for row, column in pairs)
-        # One run for several places: it holds for all of them.
-        flat = line.across or (len(cells) > 1 and len({(cell.overrides, cell.metric) for cell in cells}) == 1)
+        # One run for several places: it holds for all of them. What is derived has no run of its own.
+        runs = {(cell.overrides, cell.metric) for cell in cells if cell.kind != "derived"}
+        flat = line.across or (len(cells) > 1 and len(runs) == 1)
         return _Line(title, cells, place, _is_reference(line), flat)
 
     def single(self) -> Iterator[_Line]:
@@ -155,7 +156,7 @@ class _Reader:
                 continue
             seen.add((cell.key, cell.metric))
             if (middle := self._value(cell)) is not None and (x := self._x(cell, line.flat)) is not None:
-                points.append((x, middle, cell.std))
+                points.append((x, middle, cell.reach))
                 self.drawn += 1
                 self._count(cell, cell.n if cell.kind != "config" else len(cell.seeds))
             printed += self._printed(cell, line.flat)
@@ -190,6 +191,11 @@ class _Reader:
     def _position(self, cell: Cell) -> float:
         """x as the configuration says it."""
         assert isinstance(self.figure.x, str)
+        if self.figure.x == "at":
+            at = self.slots[cell.row, cell.column].settings.at
+            if at is None:
+                raise Misuse(f"{cell.address} has no `at`, which {self.figure.address} takes for its x.")
+            return at
         try:
             x = hyperparameters.evaluate(self.figure.x, cell.config or self.compose(cell.overrides))
         except Misuse as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
@@ -13,6 +14,8 @@ from runner.errors import Misuse, nearest
 #: runs: a reduction over training runs; config: read from the composed configuration; derived: made of other cells.
 KINDS = ("runs", "config", "derived")
 DIRECTIONS = ("up", "down")
+#: std: the sample standard deviation; interval: half of the mean's 95 % interval (Student's t).
+SPREADS = ("std", "interval")
 #: What is looked for, by the direction of the metric, where a knob is tuned.
 BEST = {"up": "highest", "down": "lowest"}
 
@@ -45,7 +48,11 @@ class Settings:
         None  #: config: what the paper calls what is read, as in {cosine: Cosine annealing}
     )
     given: Mapping[str, Any] | None = None  #: config: what else must hold for the printed cell to be true
-    derive: str | None = None  #: derived: arithmetic over {column}, {row/column} or {table/row/column}
+    derive: str | None = (
+        None  #: derived: arithmetic over {column}, {row/column} or {table/row/column}, see `results.fill`
+    )
+    at: float | None = None  #: derived: the number that `at` stands for in `derive`; an x of a figure
+    spread: str | None = None  #: runs, derived: what is printed behind the ±
     target: Target | None = None
 
     def over(self, other: Settings) -> Settings:
@@ -56,15 +63,20 @@ class Settings:
 
 SETTINGS = tuple(f.name for f in fields(Settings))
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
-DEFAULTS = Settings(kind="runs", unit="", digits=2, scale=1.0, number="plain", words=_EMPTY, given=_EMPTY)
+DEFAULTS = Settings(
+    kind="runs", unit="", digits=2, scale=1.0, number="plain", words=_EMPTY, given=_EMPTY, spread=SPREADS[0]
+)
 #: What a cell of each kind cannot do without.
 NEEDED = {"runs": ("metric", "direction", "seeds"), "config": ("read",), "derived": ("derive", "direction")}
 
+_LIST = re.compile(r"\{([^{}]*/)?([^{}/]*,[^{}/]*)\}")
 _EXPECTED = {
     "digits": "it is a whole number of decimals",
     "seeds": "it is a list of whole numbers, like [0, 1, 2]",
     "direction": "it is up or down",
     "scale": "it is a number other than 0",
+    "at": "it is a number",
+    "spread": "it is std or interval",
     "words": "it is a mapping of texts to texts",
     "given": "it is a mapping of config paths to values",
 }
@@ -80,6 +92,8 @@ def parse(entry: Mapping[str, Any], where: str) -> Settings:
             "seeds": isinstance(value, list) and bool(value) and all(type(seed) is int and seed >= 0 for seed in value),
             "direction": value in DIRECTIONS,
             "scale": _is_number(value) and value != 0,
+            "at": _is_number(value),
+            "spread": value in SPREADS,
             "words": isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair),
             "given": isinstance(value, dict) and all(isinstance(path, str) for path in value),
             "target": True,  # checked below
@@ -92,9 +106,16 @@ def parse(entry: Mapping[str, Any], where: str) -> Settings:
         if len(set(values["seeds"])) != len(values["seeds"]):
             raise Misuse(f"{where} names a seed twice in {values['seeds']}.")
         values["seeds"] = tuple(values["seeds"])
+    if "derive" in values:
+        values["derive"] = _LIST.sub(_one_by_one, values["derive"])
     if "target" in values:
         values["target"] = _target(values["target"], f"{where}: target")
     return Settings(**values)
+
+
+def _one_by_one(operands: re.Match[str]) -> str:
+    """{row/a,b} as {row/a}, {row/b}."""
+    return ", ".join(f"{{{operands[1] or ''}{column}}}" for column in operands[2].replace(" ", "").split(","))
 
 
 def _target(entry: object, where: str) -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,25 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
     reach = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(len(values))
     return middle - reach, middle + reach
+
+
+def interpolated(x: float, xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """The piecewise linear curve through the points (xs, ys), in any order, at `x`; None beyond its ends.
+
+    Points of one x count as their mean; nan and inf among them come through where they are used.
+    """
+    points: dict[float, list[float]] = {}
+    for one, y in sorted(zip(xs, ys, strict=True)):
+        points.setdefault(one, []).append(y)
+    places = list(points)
+    if not places or not places[0] <= x <= places[-1]:
+        return None
+    means = [sum(values) / len(values) for values in points.values()]
+    after = bisect.bisect_left(places, x)
+    if places[after] == x:
+        return means[after]
+    low, high = places[after - 1], places[after]
+    return means[after - 1] + (means[after] - means[after - 1]) * (x - low) / (high - low)
 
 
 def welch(one: Sequence[float], other: Sequence[float]) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from results.address import PAPERS, select
 from results.calibration import CALIBRATIONS, Question, path_of, question, read, spelt, write
 from results.command import Arguments, checked_profile, remembered, say
 from results.fill import FULL
-from results.search import Search, Trial, refined, search
+from results.search import Search, confirm, search
 from runner.compose import compose, names, parse
 from runner.errors import Misuse
 from runner.identity import key
@@ -88,6 +88,7 @@ def _parser() -> Arguments:
     parser.add_argument(
         "--confirm", type=int, default=4, metavar="N", help="runs at full length (default: %(default)s)"
     )
+    parser.add_argument("--guess", type=float, metavar="X", help="the first value (default: the method's)")
     parser.add_argument("--runs", metavar="DIR", help="the runs root (default: runs, or REGROW_RUNS)")
     parser.add_argument(
         "--accept", action="store_true", help="let the cells use the nearest value, even off the target"
@@ -145,7 +146,7 @@ def _calibrate(asked: Asked, profile: str | None, overrides: list[str], options:
     tried: list[dict[str, Any]] = []
     own, target = profile or FULL, asked.question.target
     assert isinstance(target, float)  # _questions leaves out what is tuned for the best
-    knob = _knob(asked, overrides)
+    knob = _knob(asked, overrides, options.guess)
 
     def measure(value: float, at: str) -> float:
         trial = _measure(asked, value, at, overrides)
@@ -158,20 +159,10 @@ def _calibrate(asked: Asked, profile: str | None, overrides: list[str], options:
 
     print(f"{asked.question.knob} for {asked.question.metric} = {target:g} ({', '.join(asked.cells[:3])}):", flush=True)
     found = search(lambda value: measure(value, options.search), knob, target, options.tolerance, options.budget)
-    confirmed: list[Trial] = []
-    if options.search == own:
-        confirmed = found.trials
-    elif found.best is not None:
-        value = found.best.value
-        for _ in range(options.confirm):
-            confirmed.append(Trial(value, measure(value, own)))
-            if abs(confirmed[-1].reached - target) <= options.tolerance or math.isnan(confirmed[-1].reached):
-                break
-            value = refined(found, confirmed)
-            if value in [trial.value for trial in confirmed]:
-                break
-    best = Search(knob, target, options.tolerance, confirmed).best
-    hit = best is not None and abs(best.reached - target) <= options.tolerance
+    long = found
+    if options.search != own and found.best is not None:
+        long = confirm(lambda value: measure(value, own), found, options.confirm)
+    best = long.best
     return {
         "cells": asked.cells,
         "knob": asked.question.knob,
@@ -181,36 +172,45 @@ def _calibrate(asked: Asked, profile: str | None, overrides: list[str], options:
         "profile": own,
         "overrides": list(asked.question.overrides),
         "tried": tried,
-        "hit": hit,
-        "value": best.value if best is not None and (hit or options.accept) else None,
+        "hit": long.hit,
+        "value": best.value if best is not None and (long.hit or options.accept) else None,
         "reached": None if best is None else best.reached,
         "search": found.ended,
-        "sentence": _sentence(asked, found, best, hit, len(tried)),
+        "sentence": _sentence(asked, long, len(tried)),
     }
 
 
-def _sentence(asked: Asked, found: Search, best: Trial | None, hit: bool, runs: int) -> str:
-    name, metric, target = asked.question.knob, asked.question.metric, found.target
+def _sentence(asked: Asked, found: Search, runs: int) -> str:
+    """How it ended; `found`: the runs at full length, or the search where there are none."""
+    name, metric, target, best = asked.question.knob, asked.question.metric, found.target, found.best
     if best is None:
         return f"No value of {name} gave a {metric} within {runs} run(s): {found.ended}."
     off = f"{metric} = {best.reached:.4f} where {target:g} was asked for (off by {best.reached - target:+.4f})"
-    if hit:
+    if found.hit:
         return f"{name} = {spelt(best.value)} reaches {off}, after {runs} run(s)."
-    return f"Not calibrated: the nearest value, {name} = {spelt(best.value)}, reaches {off}; the search: {found.ended}."
+    nearest = f"the nearest value, {name} = {spelt(best.value)}, reaches {off}"
+    return f"Not calibrated: {nearest}: {found.ended}, and {found.placed}."
 
 
-def _knob(asked: Asked, overrides: list[str]) -> Knob:
-    """What the method declares of the option; Misuse when it declares no such knob."""
+def _knob(asked: Asked, overrides: list[str], guess: float | None) -> Knob:
+    """What the method declares of the option, from `guess` on unless None; Misuse when it declares none such."""
     from runner.build import locate
 
     config = compose([*asked.question.overrides_at(1.0), *overrides])
-    knob = getattr(locate(config["method"]["_target_"], "method"), "knob", None)
-    if knob is None or f"method.{knob.option}" != asked.question.knob:
-        declared = "none" if knob is None else f"method.{knob.option}"
+    method: Any = locate(config["method"]["_target_"], "method")
+    declared = {f"method.{knob.option}": knob for knob in method.knobs}
+    if asked.question.knob not in declared:
         raise Misuse(
-            f"the method {config['method']['name']} declares {declared} as its knob, not {asked.question.knob}."
+            f"the method {config['method']['name']} declares {' and '.join(declared) or 'none'} as its knob, not "
+            f"{asked.question.knob}."
         )
-    return knob
+    knob = declared[asked.question.knob]
+    if guess is None:
+        return knob
+    try:
+        return replace(knob, guess=guess)
+    except ValueError as error:
+        raise Misuse(f"--guess {guess:g}: {error}.") from error
 
 
 def _measure(asked: Asked, value: float, profile: str, overrides: list[str]) -> dict[str, Any]:

@@ -185,6 +185,22 @@ def test_cells_read_from_configurations_and_derived_ones_are_points_too(papers: 
     assert plotted.remarks == ()
 
 
+def test_derived_cells_stand_at_their_own_number_with_their_own_bars(papers: Path, tmp_path: Path) -> None:
+    rows = [{"id": f"z{at}", "title": "x", "kind": "derived", "at": at, "spread": "interval"} for at in (70, 90)]
+    columns = [{"id": "d", "title": "Difference", "derive": "{other/set/s90} - at"}]
+    write_table(papers, "toys/other")
+    write_table(papers, rows=rows, columns=columns)
+    runs = some_runs(tmp_path / "runs")
+    fields = {**POINTS, "xscale": "linear", "x": "at", "series": "columns"}
+    (series,) = drawn(papers, fields, runs).series
+    # 97, 98 and 99 less 70 and 90: a deviation of 1, Student's 4.303 / sqrt(3)
+    assert (series.x, series.mean, series.flat) == ((70, 90), (28, 8), False)
+    assert series.std == pytest.approx((2.4841, 2.4841), abs=1e-4)
+    write_table(papers, "toys/first")
+    with pytest.raises(Misuse, match="has no `at`, which toys/one takes for its x"):
+        drawn(papers, {**POINTS, "x": "at"}, runs)
+
+
 # What the paper prints
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from methods.stds import STDS
 from methods.str import GPO, STR
-from methods.thresholds import Threshold
+from methods.thresholds import Threshold, of
 from runner.compose import compose
 from runner.errors import Misuse
 from runner.experiment import make, validate
@@ -28,6 +28,18 @@ LR, MOMENTUM, DECAY = 0.2, 0.9, 1e-2
 def soft(w: Tensor, d: Tensor | float) -> Tensor:
     """As the official codes have it: autograd gives the subgradient."""
     return w.sign() * torch.relu(w.abs() - d)
+
+
+class Straight(torch.autograd.Function):
+    """relu that passes all gradients: LATS's official code."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.relu()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad
 
 
 class Slow(nn.Module):
@@ -52,6 +64,8 @@ class Slow(nn.Module):
             d = link(self.s[i % len(self.s)]) if self.kind in ("str", "gpo") else self.d
             if self.kind == "stds":
                 found.append(w + (soft(w, d) - w).detach())
+            elif self.kind == "official":
+                found.append(w.sign() * Straight.apply(w.abs() - d))
             elif self.kind == "gpo":
                 k = self.options["beta_scale"] * self.beta[i].abs()
                 found.append((1 - k) * soft(w, d) + k * w)
@@ -88,6 +102,7 @@ METHODS: dict[str, tuple[Callable[[], Any], str, dict[str, Any]]] = {
     ),
     "stds": (lambda: STDS(final_threshold=0.8), "stds", {}),
     "lats": (lambda: STDS(final_threshold=0.8, scheduler="lats"), "stds", {}),
+    "s_lats, official layer": (lambda: STDS(final_threshold=0.8, scheduler="s_lats"), "official", {}),
     "pgh": (lambda: STDS(final_threshold=0.8, scheduler="pgh", beta=0.1, stop_slope=0.5), "stds", {}),
     "stds subgradient": (
         lambda: STDS(final_threshold=0.8, scheduler="linear", gradient="subgradient"),
@@ -121,7 +136,7 @@ def test_trajectories_are_those_of_autograd_through_the_mapping(
     )
     zeros = set()
     for step in range(30):
-        if kind in ("scheduled", "stds"):
+        if kind in ("scheduled", "stds", "official"):
             slow.d = method.source.value
         mapped = [w.detach().flatten().tolist() for w in slow.mapped()]
         assert b.values() == [pytest.approx(layer, abs=1e-10) for layer in mapped], step
@@ -256,6 +271,33 @@ def test_runs_record_thresholds_and_penalties(tiny: list[str], tmp_path: Path) -
     assert [line["l1_penalty:all"] for line in history] == pytest.approx([0.5 / total] * 5, rel=1e-9)
     assert history[-1]["threshold:all"] == pytest.approx(0.5)
     assert "gradient_to_decay:all" not in history[-1]
+
+
+@pytest.mark.parametrize("learning_rate", ["cosine", "run"])
+@pytest.mark.parametrize("method", ["stds", "lats", "s_lats", "pgh"])
+def test_what_is_drawn_of_a_schedule_is_what_its_run_records(
+    method: str, learning_rate: str, tiny: list[str], tmp_path: Path
+) -> None:
+    """Figures of schedules take a configuration to the threshold that the trainer sets, warm-up and all."""
+    given = [*tiny, f"method={method}", "schedule.epochs=5", "schedule.decay=cosine", "schedule.warmup_epochs=2"]
+    if method != "stds":
+        given += [f"method.learning_rate={learning_rate}"]
+    config = compose([*given, "method.final_threshold=0.3", "trainer.records=[thresholds]"])
+    history = Trainer(make(config), RunDirectory(tmp_path)).fit()
+    drawn = dict(of(config["method"], config["schedule"], 4).trace())
+    assert [line["threshold:all"] for line in history] == [drawn[epoch / 5] for epoch in range(1, 6)]
+
+
+def test_decay_alone_moves_a_threshold_that_no_gradient_reaches(tiny: list[str], tmp_path: Path) -> None:
+    """Equation 25: s = s_init prod (1 - eta lambda) while sigmoid(s) is 0, with the run's weight decay and warm-up."""
+    given = [*tiny, "method=str", "method.s_init=-800", "schedule.l2=0.3", "schedule.lr=0.2", "schedule.epochs=4"]
+    given += ["schedule.warmup_epochs=1", "schedule.decay=cosine", "schedule.optimizer.momentum=0"]
+    t = Trainer(make(compose([*given, "schedule.optimizer.nesterov=false"])), RunDirectory(tmp_path))
+    rates = [t.learning_rate.at(step / 4) for step in range(16)]
+    t.fit()
+    expected = -800 * math.prod(1 - 0.3 * rate for rate in rates)
+    assert -700 < expected < -300  # exp(-300) is below every float32
+    assert t.e.method.source.s.tolist() == pytest.approx([expected] * 3, rel=1e-5)  # type: ignore[attr-defined]
 
 
 def test_weights_without_a_gradient_pull_at_no_threshold(bench: Any, gaussian: Callable[..., Any]) -> None:

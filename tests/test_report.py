@@ -86,6 +86,7 @@ def every_status(papers: Path) -> Sheet:
         "differs": {"kind": "config", "text": "71.1%", "fixed_status": "differs", "published": parse("71.4%", "x")},
         "absent": {"fixed_status": "absent", "published": parse("absent", "x")},
         "needs": {"fixed_status": "needs", "needs": ("method=dpf",), "published": parse("illegible", "x")},
+        "beyond": {**states["beyond"], "kind": "derived"},
     }
     rows = [{"id": name, "title": name.capitalize(), "section": "All"} for name in cells]
     columns = [{"id": "s90", "title": "90 %", "overrides": ["method=set", "method.sparsity=0.9"]}]
@@ -240,6 +241,7 @@ def test_every_cell_is_a_button_in_reading_order_with_its_status_in_words(tmp_pa
     assert words["differs"] == ("off text", "71.1%≠, off, paper: 71.4%")
     assert words["absent"] == ("open", "–blank")
     assert words["needs"] == ("open", "needs, paper: illegible")
+    assert words["beyond"] == ("open", "beyond")
 
 
 def test_what_is_open_is_never_filled_from_the_published_value(tmp_path: Path) -> None:

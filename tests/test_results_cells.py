@@ -302,6 +302,8 @@ def test_a_wrong_address_gets_the_nearest_name(tmp_path: Path, address: str, sen
         ({"target": {"metric": "m", "value": "high"}}, "it is a number"),
         ({"metric": None}, "has metric: None"),
         ({"direction": "left"}, "it is up or down"),
+        ({"at": "90 %"}, "has at: '90 %'; it is a number"),
+        ({"spread": "ci"}, "it is std or interval"),
         ({"seeds": []}, "it is a list of whole numbers"),
         ({"seeds": [0, True]}, "it is a list of whole numbers"),
         ({"seeds": [1, 1]}, "names a seed twice"),

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from results.render import FORMATS
-from results.statistics import holm, interval, welch
+from results.statistics import holm, interpolated, interval, welch
 from tests.test_results_cells import filled
 from tests.test_results_records import write_run
 
@@ -50,6 +50,27 @@ def test_the_interval_by_hand_and_where_there_is_none() -> None:
     assert interval([1.0, 3.0]) == pytest.approx((2 - 12.7062047, 2 + 12.7062047))
     assert interval([0.0, 0.0, 0.0]) == (0.0, 0.0)
     assert interval([5.0]) is None and interval([]) is None and interval([1.0, float("inf")]) is None
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [(1.0, 5.0), (2.5, 8.0), (3.0, 9.0), (5.0, 9.0), (7.0, 9.0), (9.0, 5.0), (0.9, None), (9.1, None)]
+)
+def test_a_curve_by_hand(x: float, y: float | None) -> None:
+    """Through (1, 5), (3, 9), (7, 9), (9, 5); the two points at 3 count as their mean."""
+    assert interpolated(x, [7, 3, 1, 9, 3], [9, 10, 5, 5, 8]) == (None if y is None else pytest.approx(y))
+
+
+def test_a_curve_is_numpys() -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        xs, ys = rng.permutation(20)[:6] + rng.random(6), rng.normal(size=6)
+        order = np.argsort(xs)
+        for x in rng.uniform(xs.min(), xs.max(), 5):
+            found = interpolated(float(x), xs.tolist(), ys.tolist())
+            assert found == pytest.approx(float(np.interp(x, xs[order], ys[order])), abs=1e-12)
+    assert interpolated(1.0, [], []) is None and interpolated(2.0, [2.0], [7.0]) == 7.0
 
 
 def test_holm_by_hand() -> None:

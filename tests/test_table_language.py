@@ -10,7 +10,7 @@ from results.address import find_slot, select
 from results.render import FORMATS
 from runner.errors import Misuse
 from tests.test_results_cells import SET90, TABLE, filled, write_table
-from tests.test_results_records import fake_compose, write_run
+from tests.test_results_records import change_json, fake_compose, write_run
 
 DENSE, SET = TABLE["rows"]
 S80, S90 = TABLE["columns"]
@@ -88,6 +88,99 @@ def test_a_config_cell_is_a_constant_of_a_derived_one(tmp_path: Path) -> None:
     sheet = filled(tmp_path, **methods(target, column, published={"s90": {"target": "90%"}}))
     assert sheet.cells["s90", "target"].text == "90%" and sheet.cells["s90", "target"].status == "ok"
     assert sheet.cells["s90", "derived"].values == {0: 1.0, 1: 4.0, 2: 7.0}
+
+
+# Curves
+
+#: Two methods at two sparsities; what is read at 85 %, seed by seed, and the difference of the methods there.
+CURVES: dict[str, Any] = {
+    "rows": [{"id": "z85", "title": "85 %", "at": 85}, {"id": "z95", "title": "95 %", "at": 95}],
+    "columns": [
+        {"id": name, "title": name, "derive": f"curve(at, {{other/{name}/r1,r2}}, {{other/{name}/p1, p2}})"}
+        for name in ("gmp", "set")
+    ] + [{"id": "gain", "title": "Gain", "derive": "{set} - {gmp}", "spread": "interval"}],
+    "kind": "derived",
+}  # fmt: skip
+
+
+def curves(tmp_path: Path, **accuracies: tuple[tuple[float, float], ...]) -> Any:
+    """The sheet: runs at 80 and 90 %, whose metrics say where they end."""
+    for method, seeds in accuracies.items():
+        for seed, pair in enumerate(seeds):
+            for sparsity, value in zip((0.8, 0.9), pair, strict=True):
+                run = write_run(
+                    tmp_path / "runs", [f"method={method}", f"method.sparsity={sparsity}"], seed, accuracy=value
+                )
+                final = json.loads((run / "summary.json").read_text())["final"]
+                change_json(run / "summary.json", final={**final, "effective/sparsity": sparsity + 0.01 * seed})
+    reached = {"metric": "effective/sparsity", "scale": 100}
+    other = [
+        {"id": f"{kind}{i}", "title": "x", "overrides": [f"method.sparsity={s}"], **(reached if kind == "r" else {})}
+        for kind in "rp" for i, s in enumerate((0.8, 0.9), start=1)
+    ]  # fmt: skip
+    rows = [{"id": name, "title": name, "overrides": [f"method={name}"]} for name in ("gmp", "set")]
+    write_table(tmp_path / "papers", "toys/other", rows=rows, columns=other)
+    return filled(tmp_path, "toys/first", **CURVES)
+
+
+def test_a_curve_is_read_seed_by_seed_at_the_cells_own_number(tmp_path: Path) -> None:
+    """Points at 80 and 90 % for seed 0, at 81 and 91 % for seed 1, at 82 and 92 % for seed 2."""
+    sheet = curves(tmp_path, gmp=((90, 80), (90, 80), (90, 70)), set=((98, 96), (95, 95), (99, 89)))
+    assert sheet.cells["z85", "gmp"].values == pytest.approx({0: 85.0, 1: 86.0, 2: 84.0})
+    assert sheet.cells["z85", "set"].values == pytest.approx({0: 97.0, 1: 95.0, 2: 96.0})
+    gain = sheet.cells["z85", "gain"]
+    assert gain.values == pytest.approx({0: 12.0, 1: 9.0, 2: 12.0}) and gain.status == "ok"
+    # 11 with a deviation of the square root of 3, Student's 4.303 for three values: 4.303 sqrt(3) / sqrt(3)
+    assert gain.mean == pytest.approx(11) and gain.reach == pytest.approx(4.3027, abs=1e-4)
+    assert sheet.cells["z85", "set"].reach == sheet.cells["z85", "set"].std == pytest.approx(1.0)
+    text = FORMATS["md"]([sheet], False)
+    assert "| 85 % | 85.00 ± 1.00 | 96.00 ± 1.00 | 11.00 ± 4.30 |" in text
+    assert "±in the column" not in text and "± in the column(s) Gain: half of the mean's 95 % interval" in text
+
+
+def test_a_curve_is_never_continued_beyond_its_ends(tmp_path: Path) -> None:
+    sheet = curves(tmp_path, gmp=((90, 80),) * 3, set=((98, 96),) * 3)
+    assert {sheet.cells["z95", column].status for column in ("gmp", "set", "gain")} == {"beyond"}
+    assert sheet.cells["z95", "gain"].states == dict.fromkeys(range(3), "beyond") and sheet.cells["z95", "gain"].settled
+    assert "| 95 % | beyond | beyond | beyond |" in FORMATS["md"]([sheet], False)
+    assert "beyond: the runs' own points end before it." in FORMATS["md"]([sheet], False)
+    assert "beyond" in FORMATS["tex"]([sheet], False) and ",beyond," in FORMATS["csv"]([sheet], False)
+    changes = [{"id": "z91", "title": "x", "at": 90.5}]  # of seeds 1 and 2 alone
+    cell = filled(tmp_path, "toys/first", **{**CURVES, "rows": changes}).cells["z91", "gain"]
+    assert cell.status == "partial" and cell.states == {0: "beyond", 1: "completed", 2: "completed"}
+
+
+def test_a_curve_with_a_missing_run_is_none(tmp_path: Path) -> None:
+    sheet = curves(tmp_path, gmp=((90, 80),) * 3, set=((98, 96),) * 2)
+    assert sheet.cells["z85", "set"].values.keys() == {0, 1}
+    assert sheet.cells["z85", "gain"].states == {0: "completed", 1: "completed", 2: "missing"}
+
+
+@pytest.mark.parametrize(
+    ("derive", "sentence"),
+    [
+        ("curve(at, {other/set/r1,r2}, {other/set/p1})", "takes two or more x and as many y, not 3"),
+        ("curve({other/set/r1}, {other/set/p1})", "takes two or more x and as many y, not 1"),
+        ("{other/set/p1} + curve()", "takes two or more x and as many y, not 0"),
+        ("curve({other/set/p1}, x=2)", "calls curve with something that is no number"),
+        ("bend(at, {other/set/r1,r2}, {other/set/p1,p2})", "may hold paths, numbers"),
+        ("{other/set/p1} - to", "calculates with 'to', which is no number of its own"),
+    ],
+)
+def test_a_curve_that_is_none_is_named(tmp_path: Path, derive: str, sentence: str) -> None:
+    curves(tmp_path, set=((98, 96),))
+    with pytest.raises(Misuse, match=sentence):
+        filled(tmp_path, "toys/first", **{**CURVES, "columns": [{"id": "set", "title": "x", "derive": derive}]})
+
+
+def test_a_curve_without_its_number_is_named(tmp_path: Path) -> None:
+    curves(tmp_path, set=((98, 96),))
+    with pytest.raises(Misuse, match="toys/first/z/set calculates with 'at'"):
+        filled(
+            tmp_path,
+            "toys/first",
+            **{**CURVES, "rows": [{"id": "z", "title": "no at"}], "columns": CURVES["columns"][1:2]},
+        )
 
 
 # Needs, without, across, single cells

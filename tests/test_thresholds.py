@@ -82,6 +82,31 @@ def test_equation_12_as_printed() -> None:
     assert trace(threshold("lats"))[1:] == pytest.approx(found, abs=1e-14)
 
 
+def official(scheduler: str, beta: float = 1.0) -> list[float]:
+    """The threshold after every step as LATS's official code sets it (trainer.py, github.com/Yanqi-Chen/LATS)."""
+    found = [0.0]  # forward passes before the first step are dense
+    for n in range(EPOCHS):
+        base = 0.5 * (1 + 2 * n + math.sin(math.pi * (n - 0.5) / EPOCHS) / math.sin(math.pi * 0.5 / EPOCHS))
+        rise = (1 + math.cos(n * math.pi / EPOCHS)) / STEPS / (1 + EPOCHS)
+        for b in range(1, STEPS + 1):
+            x = (n * STEPS + b) / T
+            if scheduler == "lats":
+                found.append(0.7 * (base / (EPOCHS + 1) + b * rise))
+            elif scheduler == "s_lats":
+                found.append(0.7 * (math.sin(math.pi * x) / math.pi + x))
+            else:
+                log, power = math.log(beta), beta**x
+                top = math.pi**2 * (power - 1) + (power - 2) * log**2
+                top += power * log * (log * math.cos(math.pi * x) + math.pi * math.sin(math.pi * x))
+                found.append(0.7 * top / (math.pi**2 * (beta - 1) - 2 * log**2))
+    return found
+
+
+@pytest.mark.parametrize(("scheduler", "beta"), [("lats", 1.0), ("s_lats", 1.0), ("pgh", 0.1), ("pgh", 1e-10)])
+def test_every_step_has_the_official_codes_threshold(scheduler: str, beta: float) -> None:
+    assert trace(threshold(scheduler, beta=beta)) == pytest.approx(official(scheduler, beta), abs=1e-13)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_lats_adds_up_any_learning_rate(name: str) -> None:
     rate = SCHEDULES[name]

@@ -75,8 +75,8 @@ class Progress:
 
     @property
     def wanted(self) -> int:
-        """Cells that the papers print or that have runs: all but the blank ones."""
-        return sum(self.statuses.values()) - self.statuses.get("absent", 0)
+        """Cells that the papers print or that have runs: all but the blank ones and those beyond."""
+        return sum(self.statuses.values()) - self.statuses.get("absent", 0) - self.statuses.get("beyond", 0)
 
     @property
     def done(self) -> int:

@@ -17,6 +17,7 @@ MEANING = {
     "uncalibrated": "a value of its configuration is not known yet",
     "differs": "the composed configuration says something else than the paper",
     "absent": "the paper prints nothing there",
+    "beyond": "the runs' own points end before it",
 }
 
 
@@ -44,7 +45,7 @@ def shown(cell: Cell, published: bool) -> Shown:
         here, wanted = cell.count()[cell.status], len(cell.seeds)
         of = f"{here}/{wanted}" if 0 < here < wanted else ""
         return Shown(value=cell.status, remark=of, published=printed)
-    std = "" if cell.std is None else f"{cell.std:.{cell.digits}f}"
+    std = "" if cell.reach is None else f"{cell.reach:.{cell.digits}f}"
     short = f"n={cell.n}" if cell.n < len(cell.seeds) else ""
     return Shown(value=f"{cell.mean:.{cell.digits}f}", std=std, remark=short, published=printed, best=cell.best)
 
@@ -80,6 +81,10 @@ def legend(sheet: Sheet, published: bool) -> list[str]:
             sentences.append(f"Mean ± sample standard deviation over seeds {named}.")
     if any(cell.kind == "derived" for cell in cells):
         sentences.append("Some cells are calculated from others, seed by seed.")
+    if wide := [cell for cell in cells if cell.spread == "interval"]:
+        titles = dict.fromkeys(column.title for column in sheet.columns for cell in wide if cell.column == column.id)
+        where = "" if len(wide) == len(cells) else f" in the column(s) {', '.join(titles)}"
+        sentences.append(f"±{where}: half of the mean's 95 % interval (Student's t).")
     if any(cell.kind == "config" for cell in cells):
         what = "Settings and targets are read" if measured else "Read"
         sentences.append(f"{what} from the composed configurations.")
