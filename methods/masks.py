@@ -169,9 +169,9 @@ class Pursuit:
         moved, self.middle = abs(float(found) - self.middle), float(found)
         few = np.sort(values[:: values.size // _FEW])
         at = int(np.searchsorted(few, self.middle))
-        half = float(few[min(at + 2, few.size - 1)]) - float(few[max(at - 2, 0)])
+        least, most = (float(few[min(at + n, few.size - 1)]) - float(few[max(at - n, 0)]) for n in (2, 20))
         # Outside of an interval: it was too narrow for how far answers move. Inside of one: too crowded.
-        self.half = max(half, 2 * moved) if moved > self.half else half
+        self.half = max(least, min(2 * moved, most)) if moved > self.half else least
         return found
 
     def _inside(self, values: np.ndarray[Any, Any], k: int) -> Any:
