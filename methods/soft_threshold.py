@@ -209,7 +209,22 @@ class SoftThreshold(Feedback):
         self.source.update(ctx, step)
 
     def compress(self) -> None:
-        torch._foreach_sub_(self.computed, self.clipped())
+        limits = self.at_hand()
+        if limits is None:
+            torch._foreach_sub_(self.computed, self.clipped())
+        else:
+            for weight, limit in zip(self.computed, limits, strict=True):
+                torch.ops.aten.softshrink.out(weight, limit, out=weight)
+
+    def at_hand(self) -> list[float] | None:
+        """The threshold of each weight as a number, on the CPU, where it takes no waiting; None elsewhere, and for
+        thresholds that are no numbers.
+        """
+        if self.computed[0].device.type != "cpu":
+            return None
+        limits = self.source.limits()
+        numbers = [limits] * len(self.computed) if isinstance(limits, float) else [d.item() for d in limits]
+        return numbers if all(d >= 0 for d in numbers) else None
 
     def clipped(self) -> list[Tensor]:
         """w - S_d(w): w where |w| <= d, else sign(w) d. `computed` must hold w."""
@@ -231,10 +246,12 @@ class SoftThreshold(Feedback):
     def backward(self, grads: list[Tensor], ctx: Context) -> None:
         """From gradients with respect to C(w), which `computed` holds, to those with respect to w, in place, and d."""
         signs = torch._foreach_sign(self.computed)  # 0 where |w| <= d
+        pulls = torch._foreach_mul(grads, signs)
         if self.source.trains:
-            self.source.learn(summed(torch._foreach_mul(grads, signs)), ctx)
+            self.source.learn(summed(pulls), ctx)
         if self.gradient == "subgradient":
-            torch._foreach_mul_(grads, torch._foreach_abs(signs))
+            for grad, pull, sign in zip(grads, pulls, signs, strict=True):
+                torch.mul(pull, sign, out=grad)
 
     def after_step(self, ctx: Context) -> None:
         super().after_step(ctx)

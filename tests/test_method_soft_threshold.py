@@ -171,6 +171,27 @@ def test_the_threshold_of_every_step(bench: Any, gaussian: Callable[..., Any]) -
     assert b.counts() == [int((w.abs() > 0.5).sum()) for w in gaussian(SHAPES, 0)]
 
 
+@pytest.mark.parametrize("method", ["str", "s_lats"])
+def test_either_way_to_shrink_gives_the_same_bits(method: str, tmp_path: Path) -> None:
+    """By torch's softshrink where thresholds are at hand, by clamping where asking would wait; NaN takes the latter."""
+    config = compose(["dataset=digits", f"method={method}", "model.hidden=[90,70]"])
+    trainers = [Trainer(make(config), RunDirectory(tmp_path / name)) for name in "ab"]
+    one, other = (trainer.e.method for trainer in trainers)
+    for trainer in trainers:
+        trainer.e.method.begin(trainer.ctx)
+    other.at_hand = lambda: None
+    for source in (one.source, other.source):
+        source.limits = lambda: [torch.tensor(d) for d in (0.0, 1 / 3, 0.02)] if method == "str" else 0.0311
+    for each in (one, other):
+        with torch.no_grad():
+            each.compress()
+    assert one.computed[1].count_nonzero() < one.dense[1].count_nonzero()
+    for found, expected in zip(one.computed, other.computed, strict=True):
+        assert torch.equal(found, expected)
+    one.source.limits = lambda: math.nan
+    assert one.at_hand() is None
+
+
 def test_early_pruning_stops_growing(bench: Any, gaussian: Callable[..., Any]) -> None:
     method = STDS(final_threshold=0.5, scheduler="pgh", beta=0.1, stop_slope=0.1)
     b = bench(method, gaussian(SHAPES, 0), steps_per_epoch=5, epochs=4)
