@@ -12,6 +12,7 @@ from results.collect import LOGGED, collect
 from results.engines import FOLDER as ENGINES
 from results.engines import IDENTITY, untrained
 from results.fill import fill
+from results.plan import plan
 from runner.compose import compose
 from runner.identity import key
 
@@ -23,26 +24,32 @@ def records() -> dict[Path, dict[str, Any]]:
     return {path: json.loads(path.read_text()) for path in RECORDS}
 
 
-def test_the_measured_table_has_its_78_runs(records: dict[Path, dict[str, Any]]) -> None:
-    lenet = [r for r in records.values() if r["config"]["dataset"]["name"] == "mnist"]
-    assert len(lenet) == 78
-    assert {r["summary"]["status"] for r in lenet} == {"completed"}
-    assert {r["summary"]["epochs"] for r in lenet} == {100, 40}
+@pytest.mark.parametrize(
+    ("address", "profile", "runs", "epochs"),
+    [
+        ("dsr/lenet_mnist", None, 78, {100, 40}),
+        ("dpf/narrow", "short", 18, {20, 4}),
+        ("acdc/narrow", "short", 6, {20}),
+        ("demo/wikitext2", None, 6, {12}),
+        ("lats/lenet_mnist", None, 51, {30}),
+    ],
+)
+def test_a_measured_table_has_all_its_runs(
+    address: str, profile: str | None, runs: int, epochs: set[int], records: dict[Path, dict[str, Any]]
+) -> None:
+    """Those that its cells ask for today, completed, and the parents that they began from."""
+    (selection,) = select([address])
+    asked = plan(selection.slots(profile))
+    found = {(r["summary"]["key"], r["config"]["seed"]): r["summary"] for r in records.values()}
+    ends = [found[run.key, run.seed] for run in asked]
+    assert len(ends) == runs and {end["epochs"] for end in ends} == epochs
+    assert {end["status"] for end in ends} == {"completed"}
+    assert {(run.parent, run.seed) for run in asked if run.parent} <= set(found)
 
 
-def test_the_narrow_table_has_its_18_runs(records: dict[Path, dict[str, Any]]) -> None:
-    nets = [r for r in records.values() if r["config"]["model"].get("width") == 8]
-    narrow = [r for r in nets if r["config"]["method"]["name"] != "dpf_structured"]
-    assert len(narrow) == 18 and {r["summary"]["status"] for r in narrow} == {"completed"}
-    assert {r["summary"]["epochs"] for r in narrow} == {20, 4}
-    assert {r["summary"]["final"]["mask/sparsity"] for r in narrow} == {0.0, 1 - 3384 / 67672}
-
-
-def test_the_corrupted_labels_have_their_runs(records: dict[Path, dict[str, Any]]) -> None:
-    found = [r for r in records.values() if r["config"]["dataset"].get("corrupted_labels")]
-    methods = sorted((r["config"]["method"]["name"], r["config"]["seed"]) for r in found)
-    assert methods == [(method, seed) for method in ("acdc", "dense") for seed in range(3)]
-    assert {(r["summary"]["status"], r["summary"]["epochs"]) for r in found} == {("completed", 20)}
+def test_the_narrow_networks_have_exact_masks(records: dict[Path, dict[str, Any]]) -> None:
+    nets = [r for r in records.values() if r["config"]["method"]["name"] == "dpf"]
+    assert nets and {r["summary"]["final"]["mask/sparsity"] for r in nets} == {1 - 3384 / 67672}
 
 
 def test_the_compact_network_is_that_of_its_record(records: dict[Path, dict[str, Any]]) -> None:
@@ -111,6 +118,7 @@ def test_dense_and_dsr_lie_where_the_literature_has_them(records: dict[Path, dic
             r["summary"]["final"]["test/accuracy"]
             for r in records.values()
             if r["config"]["dataset"]["name"] == "mnist"
+            and r["config"]["schedule"]["epochs"] == 100
             and r["config"]["method"]["name"] == method
             and r["config"]["method"].get("sparsity", 0) in sparsities
         ]
