@@ -24,6 +24,8 @@ SECTIONS = {
     "selection": "the largest of 25.5 million weights",
     "loop": "the trainer's loop beside a bare one",
     "data": "images a second, beside torchvision's loaders",
+    "tables": "reading 10,000 runs, planning every cell",
+    "start": "the first second of the commands",
 }
 
 
@@ -117,12 +119,26 @@ def _data(options: Any) -> list[Figure]:
     return small_images(options.rounds, threads) + large_images(options.rounds, threads)
 
 
+def _tables(options: Any) -> list[Figure]:
+    from runner.bench.commands import tables
+
+    return tables(min(options.rounds, 3))
+
+
+def _start(options: Any) -> list[Figure]:
+    from runner.bench.commands import starts
+
+    return starts(options.rounds)
+
+
 _SECTIONS: dict[str, Callable[[Any], list[Figure]]] = {
     "steps": _steps,
     "updates": _updates,
     "selection": _selection,
     "loop": _loop,
     "data": _data,
+    "tables": _tables,
+    "start": _start,
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.bench.commands import starts, tables
 from runner.bench.figures import Figure, shown, spread
 from runner.bench.steps import CASES, KINDS, Case, Stepper, methods, overheads, updates
 from scripts import bench
@@ -98,3 +99,12 @@ def test_the_record_holds_what_was_printed(
 def test_misuse_is_one_sentence(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(given) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_commands_are_timed_on_runs_that_they_read() -> None:
+    """What is timed asserts that it found the runs and cells; a command that fails is an error, not a time."""
+    read = tables(1, runs=30)
+    assert [figure.name.split(", ")[-1] for figure in read] == ["first", "again"] * 2
+    assert read[0].name.startswith("30 runs")
+    assert len(starts(1)) == 2
