@@ -32,6 +32,7 @@ def records() -> dict[Path, dict[str, Any]]:
         ("acdc/narrow", "short", 6, {20}),
         ("demo/wikitext2", None, 6, {12}),
         ("lats/lenet_mnist", None, 51, {30}),
+        ("lats/narrow", "short", 15, {20}),
     ],
 )
 def test_a_measured_table_has_all_its_runs(

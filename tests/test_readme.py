@@ -59,6 +59,7 @@ def test_pictures_and_files_that_it_names_exist() -> None:
         (["dsr/lenet_mnist"], "dsr_lenet_mnist", 8),
         (["dpf/narrow", "--profile", "short"], "dpf_narrow.short", 8),
         (["acdc/narrow", "--profile", "short"], "acdc_narrow.short", 4),
+        (["lats/narrow", "--profile", "short"], "lats_narrow.short", 5),
         (["lats/lenet_mnist_equal"], "lats_lenet_mnist_equal", 7),
         (["demo/wikitext2"], "demo_wikitext2", 5),
     ],

@@ -18,7 +18,7 @@ from runner.identity import run_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS, EPOCHS = 10_000, 50
-READ = "from results.collect import collect; found = collect([{root!r}]); assert len(found.runs) == {runs}, len(found.runs)"
+READ = "from results.collect import collect; found = collect([{root!r}]).runs; assert len(found) == {runs}, len(found)"
 PLAN = """
 from results.address import select, tables
 from results.command import remembered
