@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
@@ -57,9 +58,9 @@ def interleaved(variants: dict[str, Callable[[], None]], baseline: str, rounds: 
     }
 
 
-def in_turn(variants: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+def in_turn(variants: Mapping[K, Callable[[], T]], rounds: int) -> dict[K, list[T]]:
     """What each variant returns, such as its own seconds, round by round."""
-    times: dict[str, list[T]] = {name: [] for name in variants}
+    times: dict[K, list[T]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, timed in variants.items():
             times[name].append(timed())

@@ -17,12 +17,15 @@ from runner.errors import Misuse, nearest
 
 if TYPE_CHECKING:
     from runner.bench.figures import Figure
+    from runner.bench.steps import Case
 
 SECTIONS = {
     "steps": "what each method adds to a training step",
     "updates": "one mask update of a ResNet-50",
     "selection": "the largest of 25.5 million weights",
     "loop": "the trainer's loop beside a bare one",
+    "precision": "bf16, channels_last and torch.compile, of dense and sparse steps",
+    "side": "small runs side by side",
     "data": "images a second, beside torchvision's loaders",
     "tables": "reading 10,000 runs, planning every cell",
     "start": "the first second of the commands",
@@ -36,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=f"{__doc__}\nsections:\n{sections}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sections", nargs="*", metavar="SECTION", help="default: all of them")
-    parser.add_argument("--model", nargs="+", metavar="M", help="of the steps (default: all three)")
-    parser.add_argument("--method", nargs="+", metavar="M", help="of the steps and updates (default: all)")
+    parser.add_argument("--model", nargs="+", metavar="M", help="of the steps and precision (default: all)")
+    parser.add_argument("--method", nargs="+", metavar="M", help="of the steps, updates and precision")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="rounds over all variants (default: 7)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a record there")
     options = parser.parse_args(arguments)
@@ -75,14 +78,21 @@ def _measure(options: Any) -> int:
 
 
 def _steps(options: Any) -> list[Figure]:
-    from runner.bench.steps import CASES, methods, overheads
+    from runner.bench.steps import methods, overheads
 
     found = []
-    for model in options.model or ("lenet_300_100", "resnet20", "wrn_28_2"):
+    for case in _cases(options, ("lenet_300_100", "resnet20", "wrn_28_2")):
+        found += overheads(case, _methods(options, methods()), options.rounds, 64 if "lenet" in case.model else 24)
+    return found
+
+
+def _cases(options: Any, models: Sequence[str]) -> list[Case]:
+    from runner.bench.steps import CASES
+
+    for model in options.model or ():
         if model not in CASES:
             raise Misuse(f"There are no steps of {model!r} to time.{nearest(model, CASES)}")
-        found += overheads(CASES[model], _methods(options, methods()), options.rounds, 64 if "lenet" in model else 24)
-    return found
+    return [CASES[model] for model in options.model or models]
 
 
 def _updates(options: Any) -> list[Figure]:
@@ -111,6 +121,23 @@ def _loop(options: Any) -> list[Figure]:
     return [loops(CASES["lenet_300_100"], options.rounds, 600), loops(CASES["resnet20"], options.rounds, 4)]
 
 
+def _precision(options: Any) -> list[Figure]:
+    from runner.bench.precision import METHODS, precisions
+    from runner.bench.steps import methods
+
+    found = []
+    for case in _cases(options, ("resnet20", "wrn_28_2")):
+        found += precisions(case, _methods(options, methods()) if options.method else METHODS, options.rounds)
+    return found
+
+
+def _side(options: Any) -> list[Figure]:
+    from runner.bench.side import side_by_side
+    from runner.bench.steps import CASES
+
+    return [side_by_side(CASES["lenet_300_100"], options.rounds, 400)]
+
+
 def _data(options: Any) -> list[Figure]:
     from runner.bench.loading import large_images, small_images
     from runner.cluster import cores
@@ -136,6 +163,8 @@ _SECTIONS: dict[str, Callable[[Any], list[Figure]]] = {
     "updates": _updates,
     "selection": _selection,
     "loop": _loop,
+    "precision": _precision,
+    "side": _side,
     "data": _data,
     "tables": _tables,
     "start": _start,

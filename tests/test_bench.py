@@ -9,6 +9,9 @@ import pytest
 
 from runner.bench.commands import starts, tables
 from runner.bench.figures import Figure, shown, spread
+from runner.bench.precision import KINDS as PRECISIONS
+from runner.bench.precision import precisions
+from runner.bench.side import side_by_side
 from runner.bench.steps import CASES, KINDS, Case, Stepper, methods, overheads, updates
 from scripts import bench
 
@@ -108,3 +111,17 @@ def test_commands_are_timed_on_runs_that_they_read() -> None:
     assert [figure.name.split(", ")[-1] for figure in read] == ["first", "again"] * 2
     assert read[0].name.startswith("30 runs")
     assert len(starts(1)) == 2
+
+
+@pytest.mark.slow
+def test_every_precision_is_beside_fp32_and_the_dense_gain() -> None:
+    found = precisions(SMALL, ["set", "topkast"], rounds=1)
+    assert [figure.name for figure in found] == ["dense", "set", "topkast"] * len(PRECISIONS)
+    assert found[0].target is None and found[1].target == found[2].target == pytest.approx(1.03 * found[0].value)
+    assert found[4].target == pytest.approx(1.03 * found[3].value)
+
+
+@pytest.mark.slow
+def test_small_runs_are_timed_side_by_side() -> None:
+    figure = side_by_side(SMALL, rounds=2, steps=5)
+    assert figure.value > 0 and not figure.at_most

@@ -115,11 +115,18 @@ Step = tuple[float, float, bool]  # seconds of processor time, of the wall clock
 class Stepper:
     """A run whose steps are taken one by one, on the same samples.
 
-    `forward` false: without the network's passes, on gradients of noise.
+    `forward` false: without the network's passes, on gradients of noise. `more`: overrides.
     """
 
     def __init__(
-        self, case: Case, method: str, batch: int, steps: int, period: int = _PERIOD, forward: bool = True
+        self,
+        case: Case,
+        method: str,
+        batch: int,
+        steps: int,
+        period: int = _PERIOD,
+        forward: bool = True,
+        more: Sequence[str] = (),
     ) -> None:
         given = [
             f"model={case.model}",
@@ -131,6 +138,7 @@ class Stepper:
             "schedule.epochs=200",
             "trainer.threads=1",
             f"method={method}",
+            *more,
         ]
         config = compose(given)
         self.period = _period(config["method"], case.epoch)
