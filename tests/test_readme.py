@@ -53,6 +53,13 @@ def test_pictures_and_files_that_it_names_exist() -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_files_that_the_guide_for_contributors_names_exist() -> None:
+    named = re.findall(r"`((?:\w+/)+[\w.]*)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 30
+    for path in named:
+        assert (ROOT / path).exists(), path
+
+
 @pytest.mark.parametrize(
     ("asked", "shown", "rows"),
     [
