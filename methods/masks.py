@@ -18,7 +18,7 @@ from torch import Tensor
 class Masks:
     """The masks of a list of weights, as float tensors so that applying them is one fused multiplication.
 
-    `weights` maps parameter names to parameters; every mask starts at one. Masks change by `copy_` only: whoever holds
+    `weights` maps parameter names to parameters; every mask starts at one. Masks change in place only: whoever holds
     a mask tensor (a parametrisation, a compiled graph) sees the update.
     """
 

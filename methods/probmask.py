@@ -75,7 +75,7 @@ class ProbMask(Feedback):
         return model
 
     def begin(self, ctx: Context) -> None:
-        self.seed = int(torch.randint(2**62, (), generator=ctx.rng))
+        self.seed, self.drawn = int(torch.randint(2**62, (), generator=ctx.rng)), None
         super().begin(ctx)
 
     def ramped(self, ctx: Context, step: int) -> float:
@@ -188,7 +188,7 @@ def projected(z: Tensor, budget: float) -> Tensor:
 
 
 def bisected(z: Tensor, budget: float) -> Tensor:
-    """That v, by bisection to the last bit of float64, without waiting for the device."""
+    """That v, by bisection to the sixtieth bit, without waiting for the device."""
     low = torch.zeros((), dtype=torch.float64, device=z.device)
     high = z.max().double().clamp(min=0)
     fits = total(z, low) <= budget
@@ -206,7 +206,7 @@ def searched(z: Tensor, budget: float) -> Tensor:
     for turn in itertools.count():
         over = float(total(z, torch.tensor(v))) - budget
         low, high = (v, high) if over > 0 else (low, v)
-        if np.nextafter(low, high) >= high or v <= 0 >= over:
+        if np.nextafter(low, high) >= high or v <= 0 >= over or high - low < np.finfo(kind).tiny:
             return torch.tensor(high)
         inside = int(((z > v) & (z < v + 1)).count_nonzero())
         guess = kind(v + over / inside) if inside and turn < _STEPS else kind(low / 2 + high / 2)

@@ -218,13 +218,13 @@ class SoftThreshold(Feedback):
 
     def at_hand(self) -> list[float] | None:
         """The threshold of each weight as a number, on the CPU, where it takes no waiting; None elsewhere, and for
-        thresholds that are no numbers.
+        thresholds that are not finite.
         """
         if self.computed[0].device.type != "cpu":
             return None
         limits = self.source.limits()
         numbers = [limits] * len(self.computed) if isinstance(limits, float) else [d.item() for d in limits]
-        return numbers if all(d >= 0 for d in numbers) else None
+        return numbers if all(0 <= d <= torch.finfo(self.computed[0].dtype).max for d in numbers) else None
 
     def clipped(self) -> list[Tensor]:
         """w - S_d(w): w where |w| <= d, else sign(w) d. `computed` must hold w."""

@@ -101,7 +101,7 @@ class TopKAST(Feedback):
     def _weigh(self, index: int, kept: int) -> None:
         """Each weight's part in the exploration loss: 1 in the set A, of `kept` weights, 1 / D elsewhere."""
         a, strength = self.forward_set.tensors[index], self.strength[index]
-        outside = float(strength.new_ones(()) / (max(kept, 1) / a.numel()))
+        outside = float(torch.ones((), dtype=strength.dtype) / (max(kept, 1) / a.numel()))
         torch.sub(outside, a, alpha=outside - 1, out=strength)  # exact, as long as 1 / D < 2^24
 
     @torch.no_grad()

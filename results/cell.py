@@ -119,12 +119,15 @@ class Cell:
 
     @property
     def settled(self) -> bool:
-        """Nothing is left to do or to explain: complete, blank or diverged as in the paper, or beyond its curve."""
+        """Nothing is left to do or to explain: complete, blank or diverged as in the paper, or (of some seeds or all)
+        beyond its curve.
+        """
         if self.status == "diverged":
             whole = all(state == "diverged" for state in self.states.values())
             return whole and self.published is not None and self.published.mark == "diverged"
         whole = self.status == "ok" and (self.mean is None or math.isfinite(self.mean))
-        return whole or self.status in ("absent", "beyond")
+        beyond = self.status == "partial" and set(self.states.values()) <= {"completed", "beyond"}
+        return whole or beyond or self.status in ("absent", "beyond")
 
     @property
     def difference(self) -> float | None:

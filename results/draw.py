@@ -32,6 +32,7 @@ _MISSING = "#E8E8E8"
 _ACCURACIES = (0, 20, 40, 60, 80, 90, 95, 97, 98, 98.5, 99, 99.5)  # ticks of a shortfall axis, %
 _SPARSITIES = (0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
 _TICKS = 8  # where there are more positions than these, round ones are labelled
+_SHORT = 6  # characters of a label; what is measured has more digits than a choice
 _APART = 0.1  # of the axis: labels closer than this would touch
 _NAMES = 70  # layers' names that fit side by side
 _LEGEND = 28  # names in a column of the legend
@@ -338,7 +339,7 @@ def _set_xscale(axes: Axes, name: str) -> None:
 
 
 def _xticks(axes: Axes, xs: Sequence[float], name: str) -> None:
-    """Ticks at the positions themselves where these are few and apart; a sparsity axis has round ones otherwise."""
+    """Ticks at the positions themselves where these are few, apart and short; a sparsity axis has round ones else."""
     scale = _SCALES[name]
     places = [scale.forward(x) for x in xs]
     span = places[-1] - places[0] if places else 0.0
@@ -353,7 +354,7 @@ def _xticks(axes: Axes, xs: Sequence[float], name: str) -> None:
         if few and name == "log":
             axes.set_xticks(xs)
             axes.xaxis.set_minor_locator(NullLocator())
-    elif few:
+    elif few and max(len(f"{x:g}") for x in xs) <= _SHORT:
         axes.set_xticks(xs, [f"{x:g}" for x in xs])
         axes.xaxis.set_minor_locator(NullLocator())
 

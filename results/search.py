@@ -37,13 +37,19 @@ class Search:
 
     @property
     def best(self) -> Trial | None:
-        """The trial nearest to the target, of a share in its logit: a network without a weight left is near to none."""
+        """The trial nearest to the target, of a share in its logit (a network without a weight left is near to none), but
+        one within the tolerance before any other.
+        """
         finite = [trial for trial in self.trials if trial.finite]
-        return min(finite, key=lambda trial: abs(self.off(trial)), default=None)
+        return min(finite, key=lambda trial: (not self.hits(trial), abs(self.off(trial))), default=None)
 
     @property
     def hit(self) -> bool:
-        return self.best is not None and abs(self.best.reached - self.target) <= self.tolerance
+        return any(map(self.hits, self.trials))
+
+    def hits(self, trial: Trial) -> bool:
+        """Whether it is within the tolerance."""
+        return abs(trial.reached - self.target) <= self.tolerance
 
     def off(self, trial: Trial) -> float:
         """How far the trial lies above the target, of a share between 0 and 1 in its logit; infinite if it diverged."""
@@ -137,8 +143,8 @@ def _position(value: float, knob: Knob) -> float:
 
 
 def _value(position: float, knob: Knob) -> float:
-    """Six significant digits, as the value will stand in an override."""
-    value = position
+    """Six significant digits, as the value will stand in an override; beyond the knob's ends that of the end."""
+    value = position = min(max(position, _position(knob.low, knob)), _position(knob.high, knob))
     if knob.scale == "log":
         value = math.exp(position) if knob.low > 0 else -math.exp(-position)
     return float(f"{min(max(value, knob.low), knob.high):.6g}")
@@ -157,12 +163,11 @@ def confirm(measure: Callable[[float], float], found: Search, budget: int) -> Se
     value = found.best.value
     while not long.ended:
         long.trials.append(Trial(value, measure(value)))
-        value = refined(found, long)
         if long.hit:
             long.ended = f"within {found.tolerance:g} of the target"
         elif len(long.trials) == budget:
             long.ended = f"the {budget} run(s) at full length are spent"
-        elif value in [trial.value for trial in long.trials]:
+        elif (value := refined(found, long)) in [trial.value for trial in long.trials]:
             long.ended = "the next value to be tried has been tried"
     return long
 

@@ -105,8 +105,9 @@ class _Reader:
     def _line(self, title: str, pairs: list[tuple[Line, Line]], line: Line, place: int) -> _Line:
         cells = tuple(self.sheet.cells[row.id, column.id] for row, column in pairs)
         # One run for several places: it holds for all of them. What is derived has no run of its own.
-        runs = {(cell.overrides, cell.metric) for cell in cells if cell.kind != "derived"}
-        flat = line.across or (len(cells) > 1 and len(runs) == 1)
+        runs = {(cell.overrides, cell.metric) for cell in cells}
+        derived = any(cell.kind == "derived" for cell in cells)
+        flat = line.across or (len(cells) > 1 and len(runs) == 1 and not derived)
         return _Line(title, cells, place, _is_reference(line), flat)
 
     def single(self) -> Iterator[_Line]:

@@ -59,16 +59,14 @@ def _measure(options: Any) -> int:
         if name not in SECTIONS:
             raise Misuse(f"There is no section {name!r}.{nearest(name, SECTIONS)}")
 
-    import torch
-
     from runner.bench.figures import shown
     from runner.bench.record import record
+    from runner.device import reset
 
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     figures: list[Figure] = []
     for name in dict.fromkeys(chosen):
         print(f"{SECTIONS[name]} ...", file=sys.stderr)
+        reset(1, True, "fp32")
         figures += _SECTIONS[name](options)
     print(shown(figures), end="")
     if options.out is not None:

@@ -56,6 +56,20 @@ def test_a_log_scale_below_zero() -> None:
     assert beyond.ended == "the target lies beyond the end of the knob's range, -1"
 
 
+def test_a_trial_within_the_tolerance_comes_before_one_with_a_nearer_logit() -> None:
+    """Near 1 the tolerance reaches further down than a logit of equal size does."""
+    found = Search(LOG, 0.98, 0.003, [Trial(1.0, 0.97695), Trial(2.0, 0.98295)])
+    assert found.hit and found.best is not None and found.best.value == 2.0
+
+
+def test_a_flat_end_of_the_search_sends_no_value_beyond_the_range() -> None:
+    knob = Knob(option="decay", low=1e-8, high=10.0, guess=3e-5)
+    found = Search(knob, 0.9, 0.003, [Trial(3e-5, 0.2), Trial(1.2e-4, 0.8), Trial(2e-4, 0.80001)])
+    tried: list[float] = []
+    long = confirm(lambda value: tried.append(value) or 0.85, found, 3)
+    assert not long.hit and all(knob.low <= value <= knob.high for value in tried)
+
+
 def test_the_guess_may_be_right_at_once() -> None:
     found = search(lambda value: 0.9, LOG, 0.9, 0.003, budget=8)
     assert [trial.value for trial in found.trials] == [0.1] and found.ended == "within 0.003 of the target"

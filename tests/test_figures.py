@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure as Canvas
 
 from results import document, draw
 from results.address import PAPERS, figures, select
@@ -823,3 +824,11 @@ def test_matplotlib_and_torch_are_not_loaded_for_nothing(tmp_path: Path) -> None
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "set()\n", done.stderr
+
+
+@pytest.mark.parametrize(("xs", "own"), [([1.0, 3.0, 30.0], True), ([0.0, 53.6207, 85.3829], False)])
+def test_positions_are_labelled_where_they_are_choices_not_measured(xs: list[float], own: bool) -> None:
+    axes = Canvas().subplots()
+    axes.plot(xs, xs)
+    draw._xticks(axes, xs, "linear")
+    assert (list(axes.get_xticks()) == xs) is own

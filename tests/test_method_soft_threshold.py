@@ -188,8 +188,9 @@ def test_either_way_to_shrink_gives_the_same_bits(method: str, tmp_path: Path) -
     assert one.computed[1].count_nonzero() < one.dense[1].count_nonzero()
     for found, expected in zip(one.computed, other.computed, strict=True):
         assert torch.equal(found, expected)
-    one.source.limits = lambda: math.nan
-    assert one.at_hand() is None
+    for limit in (math.nan, math.inf, 1e39):
+        one.source.limits = lambda limit=limit: limit
+        assert one.at_hand() is None
 
 
 def test_early_pruning_stops_growing(bench: Any, gaussian: Callable[..., Any]) -> None:

@@ -67,6 +67,7 @@ def test_files_that_the_guide_for_contributors_names_exist() -> None:
         (["dpf/narrow", "--profile", "short"], "dpf_narrow.short", 8),
         (["acdc/narrow", "--profile", "short"], "acdc_narrow.short", 4),
         (["lats/narrow", "--profile", "short"], "lats_narrow.short", 5),
+        (["lats/sew_narrow", "--profile", "short"], "lats_sew_narrow.short", 6),
         (["lats/lenet_mnist_equal"], "lats_lenet_mnist_equal", 7),
         (["demo/wikitext2"], "demo_wikitext2", 5),
     ],

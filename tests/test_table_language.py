@@ -1,5 +1,6 @@
 """What a table file can say beyond runs: derived and config cells, needs, columns without a section, footnotes."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,7 @@ def test_a_curve_is_never_continued_beyond_its_ends(tmp_path: Path) -> None:
     changes = [{"id": "z91", "title": "x", "at": 90.5}]  # of seeds 1 and 2 alone
     cell = filled(tmp_path, "toys/first", **{**CURVES, "rows": changes}).cells["z91", "gain"]
     assert cell.status == "partial" and cell.states == {0: "beyond", 1: "completed", 2: "completed"}
+    assert cell.settled and not dataclasses.replace(cell, states={**cell.states, 0: "missing"}).settled
 
 
 def test_a_curve_with_a_missing_run_is_none(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from runner.bench.figures import Figure, spread
 from runner.bench.steps import Case, Stepper
 
-_state: dict[str, Any] = {}
+_state: dict[Any, Any] = {}  # of a worker process: a stepper by its number of threads, and the gate
 
 
 def side_by_side(case: Case, rounds: int, steps: int) -> Figure:
@@ -30,18 +30,17 @@ def side_by_side(case: Case, rounds: int, steps: int) -> Figure:
 
 
 def _build(case: Case, steps: int, gate: Any) -> None:
-    _state.update(stepper=Stepper(case, "dense", case.batch, steps), gate=gate)
-    _state["stepper"].round()
+    for threads in (1, 2):
+        _state[threads] = Stepper(case, "dense", case.batch, steps, more=[f"trainer.threads={threads}"])
+        _state[threads].round()
+    _state["gate"] = gate
 
 
 def _take(asked: tuple[int, bool]) -> float:
     """Seconds that a round takes with so many threads; `together`: both processes begin at once."""
-    import torch
-
     threads, together = asked
-    torch.set_num_threads(threads)
     if together:
         _state["gate"].wait(60)
     began = time.perf_counter()
-    _state["stepper"].round()
+    _state[threads].round()
     return time.perf_counter() - began

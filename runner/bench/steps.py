@@ -17,6 +17,7 @@ import torch
 from methods.masks import top_mask
 from runner.bench.figures import Figure, spread
 from runner.compose import compose, names
+from runner.device import reset
 from runner.experiment import make
 from runner.records import RunDirectory
 from runner.timing import clocked, in_turn
@@ -155,7 +156,8 @@ class Stepper:
 
     def round(self) -> list[Step]:
         """So many steps, the hooks of epochs among them."""
-        ctx, method = self.trainer.ctx, self.trainer.e.method
+        ctx, method, e = self.trainer.ctx, self.trainer.e.method, self.trainer.e
+        reset(e.settings.threads, e.settings.deterministic, e.precision)  # other precisions have other flags
         self.trainer.net.train()
         found = []
         for _ in range(self.steps):
