@@ -826,7 +826,7 @@ def test_matplotlib_and_torch_are_not_loaded_for_nothing(tmp_path: Path) -> None
     assert done.stdout == "set()\n", done.stderr
 
 
-@pytest.mark.parametrize(("xs", "own"), [([1.0, 3.0, 30.0], True), ([0.0, 53.6207, 85.3829], False)])
+@pytest.mark.parametrize(("xs", "own"), [([1.0, 10.0, 30.0], True), ([0.0, 53.6207, 85.3829], False)])
 def test_positions_are_labelled_where_they_are_choices_not_measured(xs: list[float], own: bool) -> None:
     axes = Canvas().subplots()
     axes.plot(xs, xs)
