@@ -37,8 +37,9 @@ class Search:
 
     @property
     def best(self) -> Trial | None:
-        """The trial nearest to the target, of a share in its logit: a network without a weight left is near to none. One
-        within the tolerance comes before any other.
+        """The trial nearest to the target, one within the tolerance before any other.
+
+        How near a share is its logit says: a network without a weight left is near to no target.
         """
         finite = [trial for trial in self.trials if trial.finite]
         return min(finite, key=lambda trial: (not self.hits(trial), abs(self.off(trial))), default=None)
