@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.allocation import prunable_weights
-from methods.knob import Knob
+from methods.knob import Knob, share
 from methods.masks import Masks
 from methods.passes import DENSE, Passes, count, within
 
@@ -209,7 +209,7 @@ class Masked(Method):
     sparsity: Sparsity
 
     # What these methods are told is the share of pruned layers' weights; another target must be searched for.
-    knobs: ClassVar[tuple[Knob, ...]] = (Knob(option="sparsity", low=0.0, high=0.9999, guess=0.9, scale="linear"),)
+    knobs: ClassVar[tuple[Knob, ...]] = share()
 
     def setup(self, model: nn.Module) -> nn.Module:
         model = super().setup(model)

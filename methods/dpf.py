@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from methods.allocation import kept_of
 from methods.base import Context, Sparsity
-from methods.knob import Knob
+from methods.knob import Knob, share
 from methods.masks import Masks, top_mask
 from methods.passes import Passes, count
 from methods.ranking import Ranking, ranked, top_over_all
@@ -40,7 +40,7 @@ class DPF(Feedback):
     initial_sparsity: Sparsity = 0.0
     allocation: Ranking = "global"
 
-    knobs: ClassVar[tuple[Knob, ...]] = (Knob(option="sparsity", low=0.0, high=0.9999, guess=0.9, scale="linear"),)
+    knobs: ClassVar[tuple[Knob, ...]] = share()
 
     def check(self, epochs: float) -> None:
         if self.initial_sparsity > self.sparsity:

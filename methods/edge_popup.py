@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from methods.allocation import kept_of, prunable_weights
 from methods.base import Context
-from methods.knob import Knob
+from methods.knob import Knob, share
 from methods.masks import Masks, Pursuit, top_mask
 from methods.passes import Passes, count
 from methods.reparam import Feedback
@@ -52,7 +52,7 @@ class EdgePopup(Feedback):
     scores: Literal["relu", "default"] = "relu"
     scale_fan: Literal["none", "kept", "pruned"] = "none"
 
-    knobs: ClassVar[tuple[Knob, ...]] = (Knob(option="pruned", low=0.0, high=0.9999, guess=0.9, scale="linear"),)
+    knobs: ClassVar[tuple[Knob, ...]] = share("pruned")
 
     def setup(self, model: nn.Module) -> nn.Module:
         model = super().setup(model)

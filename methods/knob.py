@@ -24,3 +24,8 @@ class Knob:
     def __post_init__(self) -> None:
         if not self.low <= self.guess <= self.high or (self.scale == "log" and self.low <= 0 <= self.high):
             raise ValueError(f"the knob {self.option} starts at {self.guess} in [{self.low}, {self.high}]")
+
+
+def share(option: str = "sparsity") -> tuple[Knob, ...]:
+    """The one knob of a method that is told a share of its weights, where another share is the target."""
+    return (Knob(option=option, low=0.0, high=0.9999, guess=0.9, scale="linear"),)

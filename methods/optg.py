@@ -12,7 +12,7 @@ from torch import nn
 
 from methods.allocation import kept_of
 from methods.base import Context, Sparsity
-from methods.knob import Knob
+from methods.knob import Knob, share
 from methods.masks import Masks
 from methods.passes import Passes, count
 from methods.ranking import Ranking, ranked
@@ -39,7 +39,7 @@ class OptG(Feedback):
     beta: Annotated[float, "0 <= x"] = 1.0
     allocation: Ranking = "global"
 
-    knobs: ClassVar[tuple[Knob, ...]] = (Knob(option="sparsity", low=0.0, high=0.9999, guess=0.9, scale="linear"),)
+    knobs: ClassVar[tuple[Knob, ...]] = share()
 
     def setup(self, model: nn.Module) -> nn.Module:
         model = super().setup(model)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from methods.allocation import kept_of
 from methods.base import Context, Sparsity
-from methods.knob import Knob
+from methods.knob import Knob, share
 from methods.masks import Masks, top_mask
 from methods.passes import DENSE, Passes
 from methods.reparam import Feedback
@@ -53,7 +53,7 @@ class ProbMask(Feedback):
     clip: Annotated[float, "0 <= x"] = 0.0
     inference: Literal["sample", "top"] = "sample"
 
-    knobs: ClassVar[tuple[Knob, ...]] = (Knob(option="sparsity", low=0.0, high=0.9999, guess=0.9, scale="linear"),)
+    knobs: ClassVar[tuple[Knob, ...]] = share()
 
     def check(self, epochs: float) -> None:
         if not self.start_epoch <= self.end_epoch <= epochs:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from methods.allocation import allocate, kept_of
 from methods.base import Context, Sparsity
-from methods.knob import Knob
+from methods.knob import Knob, share
 from methods.masks import Masks, Pursuit, ones
 from methods.passes import Passes, count
 from methods.ranking import Ranking, top_over_all, top_per_layer
@@ -38,7 +38,7 @@ class TopKAST(Feedback):
     period: Annotated[int, "1 <= x"] = 1
     allocation: Ranking = "uniform"
 
-    knobs: ClassVar[tuple[Knob, ...]] = (Knob(option="sparsity", low=0.0, high=0.9999, guess=0.9, scale="linear"),)
+    knobs: ClassVar[tuple[Knob, ...]] = share()
 
     def check(self, epochs: float) -> None:
         if self.backward_sparsity > self.sparsity:
