@@ -217,10 +217,10 @@ def test_the_filter_by_text_and_by_status(visit: Visitor, statuses: str) -> None
     page = visit(statuses)
     every = visible_rows(page)
     count = page.locator("#filter-count")
-    assert count.inner_text() == "14 cells"
+    assert len(every) > 2 and count.inner_text() == f"{len(every)} cells"
     page.keyboard.press("/")
     page.keyboard.type("FIRST miss")
-    playwright.expect(count).to_have_text("1 of 14 cells in 1 table")
+    playwright.expect(count).to_have_text(f"1 of {len(every)} cells in 1 table")
     expect_rows(page, ["missing"])
     page.keyboard.press("Escape")
     expect_rows(page, every)
