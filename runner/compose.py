@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,6 +103,19 @@ def names(group: str) -> tuple[str, ...]:
         if not any(folder.with_suffix(".yaml").exists() for folder in inside):
             found.append(str(path.relative_to(CONF / group).with_suffix("")))
     return tuple(found)
+
+
+@functools.cache
+def headline(group: str, name: str) -> str:
+    """The first sentence of the comment that the file of a choice begins with; empty where it has none."""
+    comment: list[str] = []
+    path = CONF / group / f"{name}.yaml"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @"):
+            comment.append(line.removeprefix("#").strip())
+    return re.split(r"(?<=\.)\s+(?=[A-Z<])", " ".join(comment))[0]
 
 
 def parse(overrides: Iterable[str]) -> list[Override]:
