@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +23,7 @@ from models.account import CONVENTIONS, Account
 from results import document
 from results.address import PAPERS, figures, select, tables
 from results.plan import composed
+from runner.compose import CONF, names
 from runner.errors import Misuse
 from runner.identity import parent_config
 
@@ -214,7 +216,7 @@ def _configs(papers: Path) -> Iterator[Mapping[str, Any]]:
     own = [name for name, path in figures(papers).items() if "table" not in document.load(path)]
     seen: set[tuple[str, ...]] = set()
     for selection in select([*tables(papers), *own], papers):
-        for slot in selection.slots():
+        for slot in chain.from_iterable(map(selection.slots, (None, *_reshaping()))):
             if slot.needs or not slot.calibrated or slot.settings.kind == "derived" or slot.overrides in seen:
                 continue
             seen.add(slot.overrides)
@@ -222,6 +224,14 @@ def _configs(papers: Path) -> Iterator[Mapping[str, Any]]:
             while config is not None:
                 yield config
                 config = parent_config(config)
+
+
+def _reshaping() -> list[str]:
+    """The profiles under which networks see inputs of other shapes."""
+    shortened = (
+        name for name in names("profile") if document.load(CONF / "profile" / f"{name}.yaml").get("max_length")
+    )
+    return list(shortened)
 
 
 def main() -> int:

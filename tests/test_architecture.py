@@ -19,6 +19,7 @@ from results.settings import Settings
 from runner.build import build
 from runner.compose import compose, names
 from runner.errors import Misuse
+from scripts import make_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -265,3 +266,8 @@ def test_expressions_read_stages_where_there_are_any() -> None:
     assert hyperparameters.text(read, compose(["experiment=iterand/cifar10"])) == "64, [64ρ, 64ρ] × 2"
     with pytest.raises(Misuse, match=r"no 'architecture\.stages\.stem'"):
         hyperparameters.text(read, compose(["experiment=demo/digits"]))
+
+
+def test_networks_of_texts_have_records_under_a_profile_that_cuts_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert make_tables.main(["iterand/table11", "--profile", "short_text"]) == 0
+    assert "profile short_text" in capsys.readouterr().out
