@@ -33,13 +33,13 @@ COLUMNS = (
     "profiles",
 )
 _SAYS = {
-    "tables": "tables of the paper",
+    "tables": "tables with printed entries (numbers in the text are one)",
     "figures": "figures",
     "printed": "cells with a printed entry",
     "read": "of these: read from configurations and built models, equal",
     "differ": "of these: read so, and not as printed",
     "train": "of these: need training or timing",
-    "measured": "of which measured, as printed",
+    "measured": "of which measured here in full",
     "stand-ins": "tables of ours",
     "measured there": "cells measured in those, or under a shorter profile",
     "profiles": "profiles",

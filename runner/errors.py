@@ -19,10 +19,10 @@ class RanksFailed(RuntimeError):
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """ " Did you mean 'x'?" for the nearest of `options`, else a list of all of them (at most 40)."""
+    """ " Did you mean 'x'?" for the nearest of `options`, else a list of all of them (at most 60)."""
     options = sorted(set(options))
     if close := difflib.get_close_matches(name, options, n=1, cutoff=0.5):
         return f" Did you mean {close[0]!r}?"
     if not options:
         return " There are none."
-    return " Valid: " + ", ".join(options[:40]) + (", ..." if len(options) > 40 else ".")
+    return " Valid: " + ", ".join(options[:60]) + (", ..." if len(options) > 60 else ".")
