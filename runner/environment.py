@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = ("conf", "runner", "methods", "models", "data")
 
 
-def describe(device: str, threads: int) -> dict[str, Any]:
-    """The environment record of a run on `device` with `threads` CPU threads."""
+def describe(device: str, threads: int, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The environment record of a run of `config` on `device` with `threads` CPU threads."""
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "git": git_state(),
-        **({"extensions": told} if (told := extensions()) else {}),
+        **({"extensions": told} if (told := extensions(config)) else {}),
         "device": device,
         **_hardware(device),
         "threads": threads,
@@ -56,21 +57,35 @@ def git_state() -> dict[str, Any]:
     return _state_of(ROOT, CODE)
 
 
-def extensions() -> dict[str, dict[str, Any]]:
+def extensions(config: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """The user's packages by name: version, commit, dirtiness and a digest of their code when this process first asked.
 
-    A key knows of their code only what `revision` says; this tells two states of it apart afterwards.
+    Of a `config` only those that its `_target_`s name. A key knows of their code only what `revision` says; this tells
+    two states of it apart afterwards.
     """
-    return {package.name: _extension(package) for package in packages()}
+    targets = None if config is None else tuple(_targets(config))
+    return {
+        package.name: _extension(package)
+        for package in packages()
+        if targets is None or any(target.startswith(f"{package.name}.") for target in targets)
+    }
+
+
+def _targets(section: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _targets(value)
+        elif name == "_target_":
+            yield str(value)
 
 
 @functools.cache
 def _extension(package: Package) -> dict[str, Any]:
     # Folders that git ignores, such as an environment within a checkout, are in no commit.
-    tracked = _git(package.folder, "ls-files", "--", ".")
-    state = _state_of(package.folder, (".",)) if tracked else {"commit": None, "dirty": None}
+    tracked = _git(package.folder, "ls-files", "--", "*.py")
+    state = _state_of(package.folder, ("*.py", "conf")) if tracked else {"commit": None, "dirty": None}
     digest = hashlib.sha256()
-    for path in sorted(path for kind in ("*.py", "*.yaml") for path in package.folder.rglob(kind)):
+    for path in sorted(package.folder.rglob("*.py")):
         for part in (path.relative_to(package.folder).as_posix().encode(), path.read_bytes()):
             digest.update(len(part).to_bytes(8, "big") + part)
     return {"version": _version(_distribution(package.name)), **state, "digest": digest.hexdigest()[:16]}
