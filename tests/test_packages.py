@@ -1,4 +1,4 @@
-"""Packages of one's own (REGROW_PACKAGES): the guide runs as printed, mistakes are one sentence, reading imports none."""
+"""Packages of one's own (REGROW_PACKAGES): the guide runs as printed, mistakes get a sentence, reading imports none."""
 
 from __future__ import annotations
 
