@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from results import number
+from results.address import PAPERS, select
+from results.calibration import applied
 from results.collect import Collection, collect
+from results.plan import composed, runnable
 from results.record import SEED_DIRECTORY, Problem, Record, Unusable, read_directory, read_packed
 from runner.compare import differences
+from runner.compose import compose
 from runner.errors import Misuse, nearest
 from runner.identity import key as key_of
 from runner.identity import parent_config, science
@@ -113,8 +117,20 @@ def row(record: Record) -> dict[str, Any]:
     }
 
 
+def cells(record: Record, papers: Path = PAPERS) -> list[str]:
+    """The addresses of the tables' cells that read this run, under its own profile."""
+    profile = _section(record.config, "profile").get("name")
+    found = []
+    for selection in select((), papers):
+        for asked in selection.slots(profile):
+            slot, _ = applied(asked, compose)
+            if runnable(slot) and record.seed in (slot.settings.seeds or ()) and composed(slot).key == record.key:
+                found.append(slot.address)
+    return found
+
+
 def whole(record: Record, runs: Collection) -> dict[str, Any]:
-    """Everything about one run; `parent` says where the run it started from is found, if it is."""
+    """Everything about one run; `parent` says where the run it started from is found, if it is; `cells` read it."""
     summary = record.summary or {}
     parent = None
     if (started_from := parent_config(dict(record.config))) is not None:
@@ -137,6 +153,7 @@ def whole(record: Record, runs: Collection) -> dict[str, Any]:
         "final": dict(metrics(record)),
         "best": summary.get("best"),
         "layers": summary.get("layers") or {},
+        "cells": cells(record),
         "overrides": list(record.overrides),
         "environment": record.environment,
         "config": record.config,

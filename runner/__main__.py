@@ -183,6 +183,8 @@ def _run(jobs: list[list[str]]) -> int:
             return 1
         final = summary["final"]
         say(f"  {summary['status']}: {_metrics(final)}" + (f" ({summary['reason']})" if summary["reason"] else ""))
+        say(f"  {_cost(final)}")
+        say(f"  its layers and its tables: python scripts/runs.py show {run_dir(config['runs'], config)}")
         code = max(code, 0 if summary["status"] == "completed" else 3)
     return code
 
@@ -193,6 +195,19 @@ def _say(line: str) -> None:
 
 def _print_epoch(line: dict[str, Any]) -> None:
     print(f"  epoch {line['epoch']:>3}  {_metrics(line)}  {line['time/epoch_s']:.2f} s", flush=True)
+
+
+def _cost(line: dict[str, Any]) -> str:
+    """What the run's network does and what its training took, as the last epoch's line has it."""
+    told = []
+    if "effective/sparsity" in line:
+        told.append(f"{100 * float(line['effective/sparsity']):.4g} % of the weights are zero")
+    ratios = {name: line.get(f"flops/{name}_ratio") for name in ("inference", "training")}
+    if known := [f"{name} {float(value):.3g}" for name, value in ratios.items() if value is not None]:
+        told.append(f"FLOPs relative to dense: {', '.join(known)}")
+    if "time/training_s" in line:
+        told.append(f"{float(line['time/training_s']):.1f} s of training")
+    return "; ".join(told)
 
 
 def _metrics(line: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,8 +118,22 @@ def _names(group: str, confs: tuple[Path, ...]) -> tuple[str, ...]:
 
 
 def file(group: str, name: str) -> Path:
-    """The file of a choice that there is."""
-    return next(path for conf in folders() if (path := conf / group / f"{name}.yaml").exists())
+    """The file of a choice, ours or the user's; where there is none, ours as it would be."""
+    paths = [conf / group / f"{name}.yaml" for conf in folders()]
+    return next((path for path in paths if path.exists()), paths[0])
+
+
+@functools.cache
+def headline(group: str, name: str) -> str:
+    """The first sentence of the comment that the file of a choice begins with; empty where it has none."""
+    comment: list[str] = []
+    path = file(group, name)
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @"):
+            comment.append(line.removeprefix("#").strip())
+    return re.split(r"(?<=\.)\s+(?=[A-Z<])", " ".join(comment))[0]
 
 
 def parse(overrides: Iterable[str]) -> list[Override]:

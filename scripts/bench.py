@@ -76,11 +76,12 @@ def _measure(options: Any) -> int:
 
 
 def _steps(options: Any) -> list[Figure]:
-    from runner.bench.steps import methods, overheads
+    from runner.bench.steps import PEER, SELDOM, methods, overheads
 
+    chosen = [*_methods(options, methods()), *(() if options.method else (*SELDOM, PEER))]
     found = []
     for case in _cases(options, ("lenet_300_100", "resnet20", "wrn_28_2")):
-        found += overheads(case, _methods(options, methods()), options.rounds, 64 if "lenet" in case.model else 24)
+        found += overheads(case, chosen, options.rounds, 64 if "lenet" in case.model else 24)
     return found
 
 
@@ -130,10 +131,11 @@ def _precision(options: Any) -> list[Figure]:
 
 
 def _side(options: Any) -> list[Figure]:
-    from runner.bench.side import side_by_side
+    from runner.bench.side import batched, side_by_side
     from runner.bench.steps import CASES
 
-    return [side_by_side(CASES["lenet_300_100"], options.rounds, 400)]
+    found = [side_by_side(CASES["lenet_300_100"], options.rounds, 400)]
+    return [*found, *(batched(seeds, options.rounds, 60) for seeds in (3, 8))]
 
 
 def _data(options: Any) -> list[Figure]:

@@ -1,7 +1,7 @@
 """The runs at hand: `python scripts/runs.py list`, `show`, `diff`, `check`, `evaluate`, `rerun`, `compact`,
-`export`, `engines`, `gc`, `pack`.
+`export`, `release`, `engines`, `gc`, `pack`.
 
-Torch is imported to evaluate, to rerun, to compact, to export and to time only.
+Torch is imported to evaluate, to rerun, to compact, to export, to release and to time only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from runner.compose import compose, groups
 from runner.errors import Misuse, nearest
 from runner.identity import Config
 from runner.leftovers import SETTLED, Leftover, delete, leftovers, run_directories, wanted
-from runner.records import spell, write_json
+from runner.records import spell, write_atomic, write_json
 from runner.submission import FOLDER, TASKS, load
 
 DAY_S = 86400.0
@@ -86,6 +86,9 @@ def _parser() -> Arguments:
     exporting = add(_export, "Write a run's network as an ONNX model, its zeros kept, its outputs compared.", "run")
     exporting.add_argument("--images", type=int, default=256, metavar="N", help="test images to compare on (256)")
     exporting.add_argument("--out", type=Path, metavar="FILE", help="default: model.onnx in the run")
+    releasing = add(_release, "A run's network as plain weights, program and ONNX, compared, with a model card.", "run")
+    releasing.add_argument("--images", type=int, default=256, metavar="N", help="test images to compare on (256)")
+    releasing.add_argument("--out", type=Path, metavar="DIR", help="default: release in the run")
     timing = add(_engines, "Time inference in engines of networks with zeros against dense ones, in turn.")
     timing.add_argument("run", metavar="RUN", nargs="?", help=run_help)
     timing.add_argument(
@@ -103,7 +106,7 @@ def _parser() -> Arguments:
         "--rounds", type=int, default=5, metavar="N", help="times to take of each while it is open (default: 5)"
     )
     timing.add_argument("--out", type=Path, metavar="FILE", help="the record (default: engines.json in the run)")
-    for sub in (evaluating, repeating, shrinking, exporting, timing):
+    for sub in (evaluating, repeating, shrinking, exporting, releasing, timing):
         sub.add_argument("--data", metavar="DIR", help="the data root (default: REGROW_DATA, else the run's)")
         sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: the run's")
     cleaning = add(_gc, "What runs leave behind and nothing needs. Summaries, metrics, configurations always stay.")
@@ -258,6 +261,23 @@ def _export(options: Any) -> int:
         say(["The outputs differ by more than rounding; nothing is written."])
         return 1
     say([f"The model is {path}."])
+    return 0
+
+
+def _release(options: Any) -> int:
+    """Refuses a folder that holds something else."""
+    _counts(options, "images")
+    record, summary = _with_checkpoint(options)
+    from results.render.card import card
+    from runner.release import of_run
+    from runner.repeat import here
+
+    config = here(record.config, options.data, options.device)
+    out = options.out or record.path / "release"
+    found = of_run(record.path, config, summary["steps"], options.images, out)
+    write_atomic(out / "README.md", card(ledger.whole(record, Collection({})), found).encode())
+    print(text.release(found), end="")
+    say([f"The network and its card are in {out}."])
     return 0
 
 

@@ -11,8 +11,8 @@ from runner.bench.commands import starts, tables
 from runner.bench.figures import Figure, shown, spread
 from runner.bench.precision import KINDS as PRECISIONS
 from runner.bench.precision import precisions
-from runner.bench.side import side_by_side
-from runner.bench.steps import CASES, KINDS, Case, Stepper, methods, overheads, updates
+from runner.bench.side import batched, side_by_side
+from runner.bench.steps import CASES, KINDS, PEER, SELDOM, Case, Stepper, methods, overheads, updates
 from scripts import bench
 
 SMALL = Case("lenet_300_100", "[1,4,4]", batch=6, epoch=10, small=2)
@@ -125,3 +125,20 @@ def test_every_precision_is_beside_fp32_and_the_dense_gain() -> None:
 def test_small_runs_are_timed_side_by_side() -> None:
     figure = side_by_side(SMALL, rounds=2, steps=5)
     assert figure.value > 0 and not figure.at_most
+
+
+def test_a_batch_of_networks_trains_as_they_do_one_by_one() -> None:
+    """But for the order of sums: a wrong gradient would be apart by what a step moves, 1e-3."""
+    figure = batched(3, rounds=1, steps=4)
+    assert figure.target == 2.0 and not figure.at_most
+    (apart,) = (
+        float(word) for word in figure.note.split() if word.startswith(("0", "1", "2", "3", "4", "5")) and "e" in word
+    )
+    assert 0 <= apart < 1e-5
+
+
+def test_a_name_may_bring_overrides() -> None:
+    names = ["topkast", *SELDOM, PEER]
+    often, seldom, peer = found = overheads(SMALL, names, rounds=1, steps=8)
+    assert [figure.name for figure in found] == names
+    assert often.target == seldom.target is not None and peer.target is None and "elsewhere" in peer.note

@@ -33,6 +33,7 @@ def records() -> dict[Path, dict[str, Any]]:
         ("demo/wikitext2", None, 6, {12}),
         ("lats/lenet_mnist", None, 51, {30}),
         ("lats/narrow", "short", 15, {20}),
+        ("iterand/reviews", "short_text", 3, {3}),
     ],
 )
 def test_a_measured_table_has_all_its_runs(

@@ -68,6 +68,7 @@ def test_files_that_the_guide_for_contributors_names_exist() -> None:
         (["acdc/narrow", "--profile", "short"], "acdc_narrow.short", 4),
         (["lats/narrow", "--profile", "short"], "lats_narrow.short", 5),
         (["lats/sew_narrow", "--profile", "short"], "lats_sew_narrow.short", 6),
+        (["iterand/reviews", "--profile", "short_text"], "iterand_reviews.short_text", 5),
         (["lats/lenet_mnist_equal"], "lats_lenet_mnist_equal", 7),
         (["demo/wikitext2"], "demo_wikitext2", 5),
     ],

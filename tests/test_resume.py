@@ -40,7 +40,7 @@ KINDS = {
                  "dataset.side=16", "dataset.resize=20", "model.hidden=[8]", "schedule.batch_size=4"],
 }  # fmt: skip
 # Four steps an epoch (three of the streamed kind). Parents of stages must learn something, whatever the network, the
-# precision and the seed: at this rate and length all of 317 drawn at random did, with SGD and AdamW (loss at most 1.48).
+# precision and the seed: at this rate and length all of 317 drawn at random did, with SGD and AdamW, to a loss of 1.48.
 LENGTH = ["schedule.epochs=3", "schedule.lr=0.05"]
 LEARNS = "'schedule.epochs=16','schedule.lr=0.03','schedule.batch_size=6'"
 PARENT = f"['method=dense',{LEARNS}]"

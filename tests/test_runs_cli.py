@@ -267,6 +267,19 @@ def test_show_prints_layers_and_configuration(root: Path, call: Callable[..., An
     assert "parent:" not in out.partition("# environment")[0]
 
 
+def test_show_names_the_cells_that_read_a_run(call: Callable[..., Any]) -> None:
+    """Of its own profile and seeds; a parent of stages that no cell reads says so."""
+    logged = ROOT / "results" / "logged" / "cifar10_jpeg" / "resnet20"
+    (snip,) = (logged / "snip").glob("*/seed2.json")
+    cells = json.loads(call("show", snip, "--json")[1])["cells"]
+    assert {"dpf/narrow/snip/accuracy", "dpf/narrow/snip/sparsity", "dpf/narrow_precision/snip/bf16"} == set(cells)
+    assert f"cells:      {' '.join(cells)}\n" in call("show", snip)[1]
+
+
+def test_show_says_where_no_cell_reads_a_run(root: Path, call: Callable[..., Any]) -> None:
+    assert "cells:      none of the tables reads it\n" in call("show", directory(root, "wide"))[1]
+
+
 def test_show_a_parent_that_is_gone(root: Path, call: Callable[..., Any]) -> None:
     parent = parent_config(compose(overrides("child")))
     assert parent is not None

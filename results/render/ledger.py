@@ -45,6 +45,13 @@ def listed(rows: Sequence[Mapping[str, Any]]) -> str:
     return columns([shown, *([_entry(row, column) for column in shown] for row in rows)]) if rows else ""
 
 
+def release(found: Mapping[str, Any]) -> str:
+    """The files of a released network, and those that could not be made."""
+    rows = [[name, f"{file['bytes']:,} bytes"] for name, file in found["files"].items()]
+    rows += [[name, f"left out: {why}"] for name, why in found["missing"].items()]
+    return columns(rows)
+
+
 def compact(found: Mapping[str, Any]) -> str:
     """What a record of `runner.speedup` says: sizes, filters, outputs, times."""
     rows = [["", "dense", "compact", "ratio"]]
@@ -189,6 +196,7 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str | None]:
         "time": took,
         "code": code(run),
         "parent": parent,
+        "cells": " ".join(run["cells"]) or "none of the tables reads it",
         "overrides": shlex.join(run["overrides"]),
     }
 
