@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from results import document
 from results import table as tables_
 from results.table import Line, Slot, Table
 from runner.errors import Misuse, nearest
+from runner.packages import packages
 
 PAPERS = Path(__file__).resolve().parent / "papers"
 
@@ -36,15 +37,24 @@ class Selection:
 
 
 def tables(papers: Path = PAPERS) -> dict[str, Path]:
-    """Address PAPER/TABLE -> file, in order; a paper's figures lie one folder deeper and are not among them."""
-    files = sorted(papers.glob("*/*.yaml"), key=lambda path: (path.parent.name, _by_number(path.stem)))
+    """Address PAPER/TABLE -> file, in order; a paper's figures lie one folder deeper and are not among them.
+
+    With our papers come those of the user's packages.
+    """
+    files = sorted(_files(papers, "*/*.yaml"), key=lambda path: (path.parent.name, _by_number(path.stem)))
     return {f"{path.parent.name}/{path.stem}": path for path in files}
 
 
 def figures(papers: Path = PAPERS) -> dict[str, Path]:
-    """Address PAPER/FIGURE -> file, in order."""
-    files = sorted(papers.glob("*/figures/*.yaml"), key=lambda path: (path.parents[1].name, _by_number(path.stem)))
+    """Address PAPER/FIGURE -> file, in order; with our papers come those of the user's packages."""
+    files = sorted(_files(papers, "*/figures/*.yaml"), key=lambda path: (path.parents[1].name, _by_number(path.stem)))
     return {f"{path.parents[1].name}/{path.stem}": path for path in files}
+
+
+def _files(papers: Path, pattern: str) -> Iterator[Path]:
+    others = [package.papers for package in packages() if package.papers] if papers == PAPERS else []
+    for folder in (papers, *others):
+        yield from folder.glob(pattern)
 
 
 def load(path: Path) -> Table:

@@ -199,7 +199,7 @@ def _matches(layer: Layer, pattern: str) -> bool:
 def wanted(papers: Path = PAPERS) -> list[dict[str, Any]]:
     """A `request` for every distinct architecture that the cells of tables and figures compose today, by file name.
 
-    Misuse when a dataset's inputs are not known.
+    Those of the user's packages are left out. Misuse when a dataset's inputs are not known.
     """
     found: dict[str, dict[str, Any]] = {}
     for config in _configs(papers):
@@ -213,9 +213,11 @@ def wanted(papers: Path = PAPERS) -> list[dict[str, Any]]:
 
 
 def _configs(papers: Path) -> Iterator[Mapping[str, Any]]:
-    own = [name for name, path in figures(papers).items() if "table" not in document.load(path)]
+    ours = {name: path for name, path in tables(papers).items() if path.is_relative_to(papers)}
+    drawn = {name: path for name, path in figures(papers).items() if path.is_relative_to(papers)}
+    own = [name for name, path in drawn.items() if "table" not in document.load(path)]
     seen: set[tuple[str, ...]] = set()
-    for selection in select([*tables(papers), *own], papers):
+    for selection in select([*ours, *own], papers):
         for slot in chain.from_iterable(map(selection.slots, (None, *_reshaping()))):
             if slot.needs or not slot.calibrated or slot.settings.kind == "derived" or slot.overrides in seen:
                 continue

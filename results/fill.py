@@ -17,12 +17,13 @@ from results.comparison import best_places
 from results.document import load
 from results.engines import Unmeasured
 from results.plan import Compose, composed
-from results.record import Record
+from results.record import Record, extensions
 from results.settings import SPREADS
 from results.statistics import interpolated
 from results.table import Line, Slot, Table, operands
-from runner.compose import CONF, Composition
+from runner.compose import Composition
 from runner.compose import compose as compose_config
+from runner.compose import file as file_of
 from runner.errors import Misuse
 
 #: The profile that is no profile: the paper's own settings.
@@ -33,7 +34,7 @@ def titled(profile: str | None) -> str:
     """What a title adds for a profile: its name, and what it changes."""
     if profile is None:
         return ""
-    return f" (profile {profile}: {load(CONF / 'profile' / f'{profile}.yaml')['says']})"
+    return f" (profile {profile}: {load(file_of('profile', profile))['says']})"
 
 
 @dataclass(frozen=True)
@@ -283,11 +284,17 @@ def footnotes(records: list[Record]) -> tuple[str, ...]:
         for name, version in {"python": record.environment.get("python"), **_part(record, "packages")}.items():
             if version is not None:
                 versions.setdefault(name, set()).add(str(version))
+        for name, told in extensions(record.environment).items():
+            versions.setdefault(name, set()).add(str(told.get("digest")))
     if mixed := [f"{name} {' and '.join(sorted(found))}" for name, found in versions.items() if len(found) > 1]:
         notes.append(f"runs with different versions: {', '.join(mixed)}")
-    if dirty := sum(bool(_part(record, "git").get("dirty")) for record in records):
+    if dirty := sum(any(tree.get("dirty") for tree in _trees(record)) for record in records):
         notes.append(f"{dirty} of {len(records)} run(s) from a tree with uncommitted changes")
     return tuple(notes)
+
+
+def _trees(record: Record) -> list[Mapping[str, Any]]:
+    return [_part(record, "git"), *extensions(record.environment).values()]
 
 
 def _part(record: Record, name: str) -> Mapping[str, Any]:

@@ -404,7 +404,18 @@ def remarks_on(
     if isinstance(git, dict) and git.get("dirty"):
         what = f"was run from a tree with uncommitted changes, on commit {git.get('commit')}."
         found.append(Problem(path, what, "dirty_tree"))
+    for name, tree in extensions(environment).items():
+        if tree.get("dirty"):
+            what = f"was run with uncommitted changes of {name}, on its commit {tree.get('commit')}."
+            found.append(Problem(path, what, "dirty_tree"))
     return found
+
+
+def extensions(environment: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What a run says of the user's packages that were allowed in it, by name: version, commit, dirty, digest."""
+    told = environment.get("extensions")
+    every = told.items() if isinstance(told, Mapping) else ()
+    return {name: tree for name, tree in every if isinstance(tree, Mapping)}
 
 
 def _lines(path: Path) -> tuple[Mapping[str, Any], ...]:

@@ -25,7 +25,8 @@ python -m runner cell=PAPER/TABLE/ROW/COLUMN     the runs of one table cell
 Overrides are key=value: a group's option (method=dsr, experiment=dsr/lenet_mnist) or a
 single setting (method.sparsity=0.9, schedule.epochs=20, seed=3). A completed run is not
 repeated, an interrupted one resumes. Runs go to runs/ (runs=DIR or REGROW_RUNS), data come
-from data.root=DIR or REGROW_DATA.
+from data.root=DIR or REGROW_DATA, choices from conf/ and from the packages of your own that
+REGROW_PACKAGES=my_pkg,other allows (CONTRIBUTING.md).
 
   --help            this text and the options of every group
   --cfg             print the resolved configuration, its key and its directory; train nothing
@@ -78,9 +79,10 @@ def _speaks() -> bool:
 def _help() -> int:
     from runner.compose import groups, names
 
+    choices = {group: ", ".join(names(group)) for group in groups()}
     print(USAGE)
-    for group in groups():
-        print(f"{group:>12}: {', '.join(names(group))}")
+    for group, every in choices.items():
+        print(f"{group:>12}: {every}")
     return 0
 
 

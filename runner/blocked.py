@@ -41,7 +41,7 @@ def record(task: Task, reason: str) -> str | None:
 def _write(directory: RunDirectory, task: Task, reason: str) -> None:
     config, parent = task.config, parent_config(task.config)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    directory.begin(config, list(task.overrides), describe("none", int(config["trainer"]["threads"])))
+    directory.begin(config, list(task.overrides), describe("none", int(config["trainer"]["threads"]), config))
     directory.finish(
         {
             "key": key(config),

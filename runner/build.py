@@ -15,6 +15,7 @@ from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from runner.errors import Misuse, nearest
+from runner.packages import allow, allowable, packages
 
 OWN = ("runner.", "methods.", "models.", "data.")
 LIBRARIES = ("torch.optim.", "timm.optim.")
@@ -41,18 +42,28 @@ def check(section: Mapping[str, Any], path: str, given: Mapping[str, Any] | tupl
 
 def locate(target: Any, path: str) -> Callable[..., Any]:
     """The callable a `_target_` names, if it is one that a configuration may name."""
-    if not isinstance(target, str) or not target.startswith(OWN + LIBRARIES):
-        raise Misuse(f"{path}._target_ = {target!r} should name something in {', '.join(OWN + LIBRARIES)}.")
+    own = (*OWN, *(f"{package.name}." for package in packages()))
+    if not isinstance(target, str) or not target.startswith(own + LIBRARIES):
+        allowed = ", ".join(own + LIBRARIES)
+        raise Misuse(f"{path}._target_ = {target!r} should name something in {allowed}{_mend(target)}.")
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise Misuse(f"{path}._target_ = {target!r} cannot be found: {error}.") from error
     # Neither what a module merely imports nor our functions that are no builders: a builder takes keywords only.
-    ours = f"{getattr(found, '__module__', None)}.".startswith(OWN + LIBRARIES)
-    if not callable(found) or not ours or (target.startswith(OWN) and not _takes_keywords_only(found)):
+    ours = f"{getattr(found, '__module__', None)}.".startswith(own + LIBRARIES)
+    if not callable(found) or not ours or (target.startswith(own) and not _takes_keywords_only(found)):
         raise Misuse(f"{path}._target_ = {target!r} is nothing that a configuration may build.")
     return found
+
+
+def _mend(target: Any) -> str:
+    """How to allow a package of the user's own, where the target may be of one."""
+    name, dot, _ = target.partition(".") if isinstance(target, str) else ("", "", "")
+    if not dot or not allowable(name) or any(library.startswith(f"{name}.") for library in LIBRARIES):
+        return ""
+    return f"; if {name} is a package that you trust, allow it with {allow(name)}"
 
 
 def _takes_keywords_only(target: Callable[..., Any]) -> bool:

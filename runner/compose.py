@@ -22,6 +22,7 @@ from methods.schedules import EpochRanges, is_epoch_ranges, stretch, whole_epoch
 from runner.compositions import Compositions, Kept, variables
 from runner.errors import Misuse, nearest
 from runner.identity import SCIENCE, Config, key, parent_config
+from runner.packages import packages
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -93,23 +94,40 @@ def groups() -> tuple[str, ...]:
     return tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"))
 
 
-@functools.cache
+def folders() -> tuple[Path, ...]:
+    """Where choices lie: conf/ and those of the user's packages. Misuse when these are not as they should be."""
+    return (CONF, *(package.conf for package in packages() if package.conf))
+
+
 def names(group: str) -> tuple[str, ...]:
-    """The option names of a group, as on the command line ("dsr/lenet_mnist" for experiments)."""
+    """The option names of a group, as on the command line ("dsr/lenet_mnist" for experiments); the user's come last."""
+    return _names(group, folders())
+
+
+@functools.cache
+def _names(group: str, confs: tuple[Path, ...]) -> tuple[str, ...]:
     found = []
-    for path in sorted((CONF / group).rglob("*.yaml")):
-        # A folder beside an experiment of the same name holds its parts by method and model, which are no experiments.
-        inside = path.parents[: len(path.relative_to(CONF / group).parts) - 1]
-        if not any(folder.with_suffix(".yaml").exists() for folder in inside):
-            found.append(str(path.relative_to(CONF / group).with_suffix("")))
+    for conf in confs:
+        for path in sorted((conf / group).rglob("*.yaml")):
+            relative = path.relative_to(conf)
+            # A folder beside an experiment of the same name holds its parts by method and model, no experiments.
+            inside = [each / folder for each in confs for folder in relative.parents[:-2]]
+            if not any(folder.with_suffix(".yaml").exists() for folder in inside):
+                found.append(str(relative.relative_to(group).with_suffix("")))
     return tuple(found)
+
+
+def file(group: str, name: str) -> Path:
+    """The file of a choice, ours or the user's; where there is none, ours as it would be."""
+    paths = [conf / group / f"{name}.yaml" for conf in folders()]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 @functools.cache
 def headline(group: str, name: str) -> str:
     """The first sentence of the comment that the file of a choice begins with; empty where it has none."""
     comment: list[str] = []
-    path = CONF / group / f"{name}.yaml"
+    path = file(group, name)
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         if not line.startswith("#"):
             break
@@ -132,25 +150,25 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 
 def identify(overrides: Sequence[str] = ()) -> Composition:
     """The configuration of these overrides and its keys, which are much cheaper to look up than a configuration."""
-    what = tuple(overrides)
-    reads = variables(CONF)
+    what, confs = tuple(overrides), folders()
+    reads = variables(*confs)
     if reads is None or any("${" in text for text in what):  # it may read anything
         return _compose(what)
     environment = tuple(map(os.environ.get, reads))
-    composition = _composed.get((environment, what))
-    kept = _kept if _kept is not None and _kept.environment == environment else None
+    composition = _composed.get((confs, environment, what))
+    kept = _kept if _kept is not None and (_kept.confs, _kept.environment) == (confs, environment) else None
     known = None if kept is None else kept.get(what)
     if composition is None:
         composition = _compose(what) if known is None else Composition.of_kept(known)
-        _composed[environment, what] = composition
+        _composed[confs, environment, what] = composition
     # A seed would make an entry for every run, and only the runs that are missing have theirs composed.
     if kept is not None and known is None and not any(text.startswith("seed=") for text in what):
         kept.add(what, composition.kept)
     return composition
 
 
-# By the values of the environment variables that conf/ reads, and the overrides.
-_composed: dict[tuple[tuple[str | None, ...], tuple[str, ...]], Composition] = {}
+# By the folders of choices, the values of the environment variables that their files read, and the overrides.
+_composed: dict[tuple[tuple[Path, ...], tuple[str | None, ...], tuple[str, ...]], Composition] = {}
 _kept: Compositions | None = None
 
 
@@ -161,11 +179,15 @@ def remembered() -> Iterator[None]:
     To be put around a whole command: what is new is written once, at its end.
     """
     global _kept
-    reads = variables(CONF)
+    try:
+        confs = folders()
+        reads = variables(*confs)
+    except Misuse:  # which the command itself will meet, and say
+        reads = None
     if _kept is not None or reads is None:  # inside another command's, or nothing can be known
         yield
         return
-    _kept = kept = Compositions(CONF, tuple(map(os.environ.get, reads)))
+    _kept = kept = Compositions(confs, tuple(map(os.environ.get, reads)))
     try:
         yield
     finally:

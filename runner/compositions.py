@@ -1,7 +1,8 @@
 """What has been composed, kept across processes: one cache file per state of conf/, of the code and of the environment.
 
-A composition is a function of the files of conf/, of the code and the libraries that compose, of the environment
-variables that conf/ reads, and of the overrides. The first three name the file, the last is looked up in it.
+A composition is a function of the files of conf/ and of the user's packages' conf/, of the code and the libraries that
+compose, of the environment variables that the files read, and of the overrides. The first three name the file, the last
+is looked up in it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _CODE = (
     "runner/compositions.py",
     "runner/hydra_groups.py",
     "runner/identity.py",
+    "runner/packages.py",
     "methods/schedules.py",
 )
 # Where each library says its version: read, not imported.
@@ -42,16 +44,17 @@ _ENVIRONMENTS = 8  # cache files kept, of one state of conf/
 
 @functools.cache
 def contents(conf: Path) -> Mapping[str, bytes]:
-    """All files of conf/, as they were when this process first asked: what it composes is of that time too."""
-    paths = sorted(Path(folder, file) for folder, _, files in os.walk(conf) for file in files)
+    """All configuration files, as they were when this process first asked: what it composes is of that time too."""
+    every = (Path(folder, file) for folder, _, files in os.walk(conf) for file in files)
+    paths = sorted(path for path in every if path.suffix == ".yaml")
     return {path.relative_to(conf).as_posix(): path.read_bytes() for path in paths}
 
 
 @functools.cache
-def variables(conf: Path) -> tuple[str, ...] | None:
-    """The environment variables that conf/ reads; None when it reads something that nobody can list."""
+def variables(*confs: Path) -> tuple[str, ...] | None:
+    """The environment variables that configuration files read; None when they read something that nobody can list."""
     found: set[str] = set()
-    for content in contents(conf).values():
+    for content in (content for conf in confs for content in contents(conf).values()):
         resolvers = _RESOLVER.findall(content)
         names = _VARIABLE.findall(content)
         if len(names) != resolvers.count(b"oc.env") or not set(resolvers) <= {*_PURE, b"oc.env"}:
@@ -61,11 +64,11 @@ def variables(conf: Path) -> tuple[str, ...] | None:
 
 
 class Compositions:
-    """The compositions of one state of conf/ and of one environment (the values of its `variables`)."""
+    """The compositions of one state of the folders of choices and of one environment (the values of `variables`)."""
 
-    def __init__(self, conf: Path, environment: tuple[str | None, ...]) -> None:
+    def __init__(self, confs: tuple[Path, ...], environment: tuple[str | None, ...]) -> None:
+        self.confs = confs
         self.environment = environment
-        self._conf = conf
         self._entries: dict[tuple[str, ...], Kept] | None = None
         self._new = False
 
@@ -101,9 +104,9 @@ class Compositions:
         return self._entries
 
     def _name(self) -> str:
-        place = cache.digest([os.fsencode(self._conf)])
+        place = cache.digest(map(os.fsencode, self.confs))
         environment = cache.digest(os.fsencode(repr(value)) for value in self.environment)
-        return f"compose-{place}-{_state(self._conf)}-{environment}"
+        return f"compose-{place}-{_state(self.confs)}-{environment}"
 
 
 def _read(lines: list[bytes]) -> dict[tuple[str, ...], Kept]:
@@ -115,9 +118,12 @@ def _read(lines: list[bytes]) -> dict[tuple[str, ...], Kept]:
 
 
 @functools.cache
-def _state(conf: Path) -> str:
-    """The digest of conf/ and of the code and libraries that compose."""
-    parts = [part for name, content in contents(conf).items() for part in (name.encode(), content)]
+def _state(confs: tuple[Path, ...]) -> str:
+    """The digest of the configuration files and of the code and libraries that compose."""
+    parts = []
+    for conf in confs:
+        parts += [part for name, content in contents(conf).items() for part in (name.encode(), content)]
+        parts.append(b"")
     parts += [(_ROOT / name).read_bytes() for name in _CODE]
     parts.append(sys.version.encode())
     for library, file in _LIBRARIES.items():

@@ -84,7 +84,7 @@ def _execute(
 
         def begin() -> None:
             nonlocal logger
-            environment = describe(str(experiment.device), experiment.settings.threads)
+            environment = describe(str(experiment.device), experiment.settings.threads, config)
             directory.begin(config, overrides, environment | ({"ranks": world.size} if world.size > 1 else {}))
             logger = make_logger(config, directory.path)
             ending.callback(logger.close)

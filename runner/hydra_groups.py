@@ -12,6 +12,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -28,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from methods.schedules import difference, imp_parent, lottery_parent, rewound_parent
-from runner.compose import CONF, groups, names
+from runner.compose import CONF, folders, groups, names
 from runner.errors import Misuse, nearest
 from runner.identity import Config
 
@@ -96,7 +97,7 @@ def resolve(overrides: Sequence[str]) -> Config:
 
 def resolve_by_omegaconf(chosen: tuple[str, ...], dotted: Sequence[Override]) -> Config:
     """The same without shortcuts."""
-    config = copy.deepcopy(_compose_groups(chosen))
+    config = copy.deepcopy(_compose_groups(chosen, folders()))
     for override in dotted:
         _assign(config, override)
     try:
@@ -107,12 +108,23 @@ def resolve_by_omegaconf(chosen: tuple[str, ...], dotted: Sequence[Override]) ->
     return {str(name): value for name, value in resolved.items()}
 
 
+def search_path() -> list[str]:
+    """The override of Hydra's own that has it look for choices in the user's packages, too; nothing without any."""
+    return _search_path(folders())
+
+
+def _search_path(confs: tuple[Path, ...]) -> list[str]:
+    # Not pkg://, for which Hydra would import the package.
+    quoted = [f"'file://{conf}'" for conf in (str(conf).replace("'", "\\'") for conf in confs[1:])]
+    return [f"hydra.searchpath=[{','.join(quoted)}]"] if quoted else []
+
+
 @functools.lru_cache(maxsize=512)
-def _compose_groups(chosen: tuple[str, ...]) -> DictConfig:
+def _compose_groups(chosen: tuple[str, ...], confs: tuple[Path, ...]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base=_VERSION_BASE):
-            return hydra_compose("config", list(chosen))
+            return hydra_compose("config", [*_search_path(confs), *chosen])
     except HydraException as error:
         raise Misuse(f"the groups {' '.join(chosen)} do not compose: {str(error).splitlines()[0]}") from None
 
@@ -218,15 +230,19 @@ def _assign_plain(config: Config, override: Override) -> None:
         node[name] = _copied(value)
 
 
-@functools.lru_cache(maxsize=4096)
 def _plain_groups(chosen: tuple[str, ...]) -> tuple[Config, tuple[tuple[str, ...], ...]] | None:
+    return _plain(chosen, folders())
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain(chosen: tuple[str, ...], confs: tuple[Path, ...]) -> tuple[Config, tuple[tuple[str, ...], ...]] | None:
     """What the choices compose to, unresolved, and the paths of what reads an environment variable or refers to another
     option. None when it is not plain or does not compose.
     """
     version.setbase(_VERSION_BASE)
     try:
         defaults = create_defaults_list(
-            repo=_repository(),
+            repo=_repository(confs),
             config_name="config",
             overrides_list=[parse(text) for text in chosen],
             prepend_hydra=False,  # its own configuration is the larger part, and none of ours
@@ -234,7 +250,7 @@ def _plain_groups(chosen: tuple[str, ...]) -> tuple[Config, tuple[tuple[str, ...
         ).defaults
         config: Config = {}
         for default in defaults:
-            _merge_plain(config, _file(default.config_path or "", default.package))
+            _merge_plain(config, _file(default.config_path or "", default.package, confs))
     except (HydraException, OmegaConfBaseException, _NotPlain):
         return None
     config.pop("hydra", None)
@@ -248,15 +264,18 @@ def _plain_groups(chosen: tuple[str, ...]) -> tuple[Config, tuple[tuple[str, ...
 
 
 @functools.cache
-def _repository() -> CachingConfigRepository:
-    """The files of conf/, each read once in a process."""
-    return CachingConfigRepository(ConfigLoaderImpl(create_config_search_path(str(CONF))).repository)
+def _repository(confs: tuple[Path, ...]) -> CachingConfigRepository:
+    """The files of conf/ and of the user's packages, each read once in a process."""
+    path = create_config_search_path(str(CONF))
+    for conf in confs[1:]:
+        path.append("package", f"file://{conf}")
+    return CachingConfigRepository(ConfigLoaderImpl(path).repository)
 
 
 @functools.cache
-def _file(config_path: str, package: str | None) -> Config:
+def _file(config_path: str, package: str | None, confs: tuple[Path, ...]) -> Config:
     """A file's content where its package puts it, unresolved. Not to be changed."""
-    loaded = _repository().load_config(config_path)
+    loaded = _repository(confs).load_config(config_path)
     if loaded is None or loaded.is_schema_source:
         raise _NotPlain
     if package is None:

@@ -29,8 +29,9 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.attempt import CODES
 from runner.build import build
 from runner.compose import CONF, compose, groups, parse
-from runner.environment import ROOT
 from runner.errors import Misuse, nearest
+from runner.hydra_groups import search_path
+from runner.packages import python_path
 from runner.pool import environment
 from runner.submission import FOLDER
 
@@ -124,11 +125,10 @@ def prepared(options: Sequence[str], runs: str) -> Iterator[tuple[HydraContext, 
     if name.startswith("submitit") and folder not in chosen:
         # Beside the frozen submissions, where nobody looks for runs.
         options = [*options, f"{folder}='{os.path.join(runs, FOLDER, 'submitit', '%j')}'"]
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     GlobalHydra.instance().clear()
     with (
         initialize_config_dir(str(CONF), version_base="1.3", job_name="regrow"),
-        environment(PYTHONPATH=path),  # a job may begin anywhere
+        environment(PYTHONPATH=python_path()),  # a job may begin anywhere
     ):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -136,7 +136,7 @@ def prepared(options: Sequence[str], runs: str) -> Iterator[tuple[HydraContext, 
         if name not in known:
             raise Misuse(f"there is no {LAUNCHER} {name!r}.{nearest(name, known)}")
         try:
-            config = hydra_compose("config", [*_QUIET, *options], return_hydra_config=True)
+            config = hydra_compose("config", [*_QUIET, *search_path(), *options], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise Misuse(f"{' '.join(options)}: {str(error).splitlines()[0]}") from None
         yield HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)), config

@@ -16,9 +16,9 @@ from typing import TextIO
 
 from runner.attempt import CODES, Outcome
 from runner.cluster import Local, cores
-from runner.environment import ROOT
 from runner.errors import Misuse
 from runner.lock import beating
+from runner.packages import python_path
 from runner.pool import Pool
 from runner.progress import Progress, duration
 from runner.submission import Task, load, moved
@@ -93,7 +93,6 @@ def conclusion(tasks: Sequence[Task], outcomes: Mapping[int, Outcome], seconds: 
 def start(file: Path, size: int, devices: Sequence[str], lock: TextIO) -> tuple[int, Path]:
     """Leave a pool running in a session of its own; its process id and its log. It inherits the submission's lock."""
     log = file.parent / POOL_LOG
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with open(log, "a") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "runner.local", str(file), str(size), *devices],
@@ -102,7 +101,7 @@ def start(file: Path, size: int, devices: Sequence[str], lock: TextIO) -> tuple[
             stderr=output,
             start_new_session=True,
             pass_fds=(lock.fileno(),),
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": python_path()},
         )
     return process.pid, log
 

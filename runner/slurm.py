@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -14,9 +15,9 @@ from typing import Any
 
 from runner.attempt import CODES
 from runner.cluster import Slurm
-from runner.environment import ROOT
 from runner.errors import Misuse
 from runner.pack import packs
+from runner.packages import VARIABLE, packages, roots
 from runner.records import write_json
 from runner.submission import FACTS, TASKS, Task, facts, levels
 
@@ -67,7 +68,8 @@ def array_script(folder: Path, site: Slurm, cwd: str | Path, devices: int = 1) -
             "",
             f"cd {shlex.quote(str(cwd))} || exit 1",
             'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun >= 22.05 ignores SLURM_CPUS_PER_TASK',
-            f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            f"export PYTHONPATH={shlex.quote(os.pathsep.join(roots()))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            *([f"export {VARIABLE}={','.join(allowed)}"] if (allowed := [each.name for each in packages()]) else []),
             *([_ADDRESS] if several else []),
             *site.setup,
             "",

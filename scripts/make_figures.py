@@ -18,14 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns 0, 1 when there is nothing yet to draw of one that was asked for by its own address, 2 for a misuse.
     """
-    parser = Arguments("make_figures.py", description="Draw figures from the runs at hand, as PNG and SVG.")
-    parser.add_argument(
-        "addresses", nargs="*", metavar="PAPER/FIGURE", help="PAPER or PAPER/FIGURE (default: every figure)"
-    )
-    parser.add_runs()
-    parser.add_argument("--out", type=Path, default=Path("out/figures"), metavar="DIR", help="default: %(default)s")
     try:
-        options = parser.parse_args(arguments)
+        options = _parser().parse_args(arguments)
         profile = checked_profile(options.profile)
         figures = choose(options.addresses)
         runs = collect_runs(options.runs, options.sources)
@@ -51,6 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(plotted.remarks)
         print("\n".join(map(str, paths)))
     return code
+
+
+def _parser() -> Arguments:
+    parser = Arguments("make_figures.py", description="Draw figures from the runs at hand, as PNG and SVG.")
+    parser.add_argument(
+        "addresses", nargs="*", metavar="PAPER/FIGURE", help="PAPER or PAPER/FIGURE (default: every figure)"
+    )
+    parser.add_runs()
+    parser.add_argument("--out", type=Path, default=Path("out/figures"), metavar="DIR", help="default: %(default)s")
+    return parser
 
 
 if __name__ == "__main__":

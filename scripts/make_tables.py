@@ -21,27 +21,8 @@ CHECK = "python scripts/runs.py check lists all of them"
 @remembered()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables. Returns 0, 1 when --strict finds an incomplete table, 2 for a mistake in the arguments."""
-    parser = Arguments("make_tables.py", description="Regenerate tables from the runs at hand.")
-    parser.add_argument(
-        "addresses",
-        nargs="*",
-        metavar="ADDRESS",
-        help="PAPER, PAPER/TABLE, .../ROW or .../COLUMN (default: every table)",
-    )
-    parser.add_runs()
-    parser.add_argument("--format", choices=[*FORMATS, HTML], default="md", help=f"{HTML}: one page, with the figures")
-    parser.add_argument(
-        "--published", action="store_true", help="show what the papers print (csv, json and html always do)"
-    )
-    parser.add_argument("--strict", action="store_true", help="exit with 1 unless every cell is complete")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="also write each table to DIR/<paper>_<table>.<format>; html is one page, DIR/index.html",
-    )
     try:
-        options = parser.parse_args(arguments)
+        options = _parser().parse_args(arguments)
         profile = checked_profile(options.profile)
         selections = select(options.addresses)
         runs = collect_runs(options.runs, options.sources)
@@ -63,6 +44,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.strict:
         say(_incomplete(sheet) for sheet in incomplete)
     return 1 if options.strict and incomplete else 0
+
+
+def _parser() -> Arguments:
+    parser = Arguments("make_tables.py", description="Regenerate tables from the runs at hand.")
+    parser.add_argument(
+        "addresses",
+        nargs="*",
+        metavar="ADDRESS",
+        help="PAPER, PAPER/TABLE, .../ROW or .../COLUMN (default: every table)",
+    )
+    parser.add_runs()
+    parser.add_argument("--format", choices=[*FORMATS, HTML], default="md", help=f"{HTML}: one page, with the figures")
+    parser.add_argument(
+        "--published", action="store_true", help="show what the papers print (csv, json and html always do)"
+    )
+    parser.add_argument("--strict", action="store_true", help="exit with 1 unless every cell is complete")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="also write each table to DIR/<paper>_<table>.<format>; html is one page, DIR/index.html",
+    )
+    return parser
 
 
 def _page(sheets: Sequence[Sheet], runs: Collection, out: Path | None) -> str:

@@ -23,7 +23,7 @@ from results.render import plan as text
 from results.wanted import wanted
 from runner.cluster import Local, Slurm, cluster, device_kind, parallel
 from runner.compose import compose, names, parse
-from runner.environment import CODE, git_state
+from runner.environment import CODE, extensions, git_state
 from runner.errors import Misuse
 from runner.identity import SCIENCE, Config
 from runner.queue import queued
@@ -184,15 +184,13 @@ def _science(overrides: Sequence[str]) -> bool:
 
 
 def _warn_of_changes() -> None:
-    state = git_state()
-    if state["dirty"]:
-        folders, commit = ", ".join(CODE), state["commit"][:12]
-        say(
-            [
-                f"WARNING: there are uncommitted changes in {folders}: the records of these runs will name commit "
-                f"{commit} and say that they ran something else. Commit first if they should count."
-            ]
-        )
+    trees = {", ".join(CODE): git_state(), **extensions()}
+    say(
+        f"WARNING: there are uncommitted changes in {folders}: the records of these runs will name commit "
+        f"{state['commit'][:12]} and say that they ran something else. Commit first if they should count."
+        for folders, state in trees.items()
+        if state["dirty"]
+    )
 
 
 def _show(

@@ -1,7 +1,8 @@
-"""Shared by the tests: deterministic Hypothesis, tiny configurations, a method on bare weights, plain masked SGD."""
+"""Shared by the tests: options, deterministic Hypothesis, tiny configurations, a method on bare weights, masked SGD."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,56 @@ TINY = (
     "schedule.batch_size=10",
     "schedule.epochs=2",
 )
+
+
+# What --method and --busy say, for the modules whose tests they choose and for the ranks that those start.
+CHOSEN, TOLD = "REGROW_TEST_METHODS", "REGROW_TEST_BUSY"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--method", action="append", default=[], metavar="NAME", help="only the tests that this method inherits"
+    )
+    parser.addoption(
+        "--busy",
+        action="append",
+        default=[],
+        metavar="OVERRIDE",
+        help="with --method, of a package of your own: what makes it act within eight steps (method.period=2)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    chosen, busy = config.getoption("--method"), config.getoption("--busy")
+    for variable, values in ((CHOSEN, chosen), (TOLD, busy)):
+        os.environ.pop(variable, None)
+        if values:
+            os.environ[variable] = "\n".join(values)
+    if chosen:
+        from runner.compose import names
+        from runner.errors import Misuse, nearest
+
+        try:
+            for name in chosen:
+                if name not in names("method"):
+                    raise Misuse(f"there is no method {name!r}.{nearest(name, names('method'))}")
+        except Misuse as misuse:
+            raise pytest.UsageError(str(misuse)) from None
+    elif busy:
+        raise pytest.UsageError("--busy says how a method of --method is to be tested; name one.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --method, only tests of one method stay, and of these the chosen."""
+    chosen = config.getoption("--method")
+    if not chosen:
+        return
+    kept, others = [], []
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        (kept if {str(params.get("method")), str(params.get("run"))} & set(chosen) else others).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=others)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,7 +15,7 @@ from typing import Any
 import streams
 import torch
 import torch.nn.functional as F
-from test_contract import BUSY, CALM, METHODS, overrides, state_of, with_parent
+from test_contract import BUSY, CALM, METHODS, OURS, overrides, state_of, with_parent
 from torch import Tensor
 
 from methods.base import Context, Method
@@ -41,7 +41,7 @@ VARIANTS = {"whole": UNEVEN, "accumulated": (*UNEVEN, "schedule.accumulate=3")}
 STAGE = ["method=compressed", "method.iterations=2", "method.every_epochs=1", "method.sparsity=0.8"]
 TINY = ["model.hidden=[24,12]", "schedule.epochs=3", "schedule.batch_size=131", "dataset.train_subset=512"]
 
-__all__ = ["METHODS", "MOVING"]
+__all__ = ["METHODS", "MOVING", "OURS"]
 MOVING = set(BUSY) - CALM
 SPIKING = ["model=sew_resnet_small", "model.width=2", "dataset=synthetic", "dataset.shape=[3,16,16]",
            "dataset.train_size=16", "dataset.test_size=7", "schedule.batch_size=8", "schedule.epochs=2"]  # fmt: skip

@@ -54,7 +54,8 @@ def test_composition_equals_a_full_hydra_compose(overrides: list[str]) -> None:
 
 def by_hydra(overrides: Sequence[str]) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_container(hydra_compose("config", list(overrides)), resolve=True)
+        found = hydra_compose("config", [*hydra_groups.search_path(), *overrides])
+        return OmegaConf.to_container(found, resolve=True)
 
 
 def same(one: Any, other: Any) -> bool:

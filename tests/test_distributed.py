@@ -79,7 +79,8 @@ def test_masks_thresholds_and_scores_are_identical_after_every_step(run: str, va
     one, other = (found["methods"][f"{run}/{variant}"] for found in ranks)
     assert len(one["digests"]) == 8
     assert one["digests"] == other["digests"]
-    assert (len(set(one["digests"])) > 1) == (run in ranked.MOVING)
+    if run in (*ranked.OURS, *ranked.MOVING, "penalised"):
+        assert (len(set(one["digests"])) > 1) == (run in ranked.MOVING)
     # At the end everything is, but for each rank's own generator: weights, optimizer state, history.
     assert different(one["state"], other["state"]) == ["torch"]
     assert one["history"] == other["history"]

@@ -75,7 +75,8 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     tree = tmp_path_factory.mktemp("tree")
     for name in ("conf", "data", "methods", "models", "results", "runner", "scripts", "tests"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "mutations"))
-    shutil.copy(ROOT / "pyproject.toml", tree)
+    for name in ("pyproject.toml", "CONTRIBUTING.md"):
+        shutil.copy(ROOT / name, tree)
     every = sorted({test for mutation in chosen for test in mutation.caught_by})
     trials: dict[str, Any] = {"none": ("pyproject.toml", "[project]", "[project]", every)}
     trials |= {m.name: (m.file, m.old, m.new, m.caught_by) for m in chosen}

@@ -20,14 +20,13 @@ import pytest
 from PIL import Image
 
 from runner import checkpoint
-from runner.compose import compose, names
+from runner.compose import compose
 from runner.execute import execute
 from runner.identity import parent_config, run_dir
 from runner.records import RunDirectory
 from tests.killing import PLACES, Outcome, end_of, forked, outcome, run_and_die
-from tests.test_contract import BUSY
+from tests.test_contract import BUSY, METHODS
 
-METHODS = names("method")
 PRECISIONS = ("fp32", "bf16", "fp16")
 DIGITS = ["dataset=digits", "dataset.train_subset=36", "schedule.batch_size=10"]
 # What a run can hold that resumption may forget: each kind has something that the others lack.
