@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
+import signal
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +31,7 @@ repeated, an interrupted one resumes. Runs go to runs/ (runs=DIR or REGROW_RUNS)
 from data.root=DIR or REGROW_DATA, choices from conf/ and from the packages of your own that
 REGROW_PACKAGES=my_pkg,other allows (CONTRIBUTING.md).
 
-  --help            this text and the options of every group
+  --help            this text and the choices of every group, a line each
   --cfg             print the resolved configuration, its key and its directory; train nothing
 """
 
@@ -77,13 +80,26 @@ def _speaks() -> bool:
 
 
 def _help() -> int:
-    from runner.compose import groups, names
+    """The manual: how to call it, and a line for every choice of every group."""
+    from runner.compose import groups, headline, names
 
-    choices = {group: ", ".join(names(group)) for group in groups()}
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
+    choices = {group: names(group) for group in sorted(groups(), key=_place)}
     print(USAGE)
+    width = max(100, shutil.get_terminal_size().columns)
     for group, every in choices.items():
-        print(f"{group:>12}: {every}")
+        print(f"\n{group}=")
+        wide = max(map(len, every))
+        for name in every:
+            said = textwrap.shorten(headline(group, name), width - wide - 4, placeholder=" ...")
+            print(f"  {name:<{wide}}  {said}".rstrip())
     return 0
+
+
+def _place(group: str) -> tuple[int, str]:
+    """What is chosen most often comes first."""
+    first = ("experiment", "method", "model", "dataset", "schedule", "task", "profile")
+    return (first.index(group) if group in first else len(first), group)
 
 
 def _expand(overrides: list[str]) -> list[list[str]]:

@@ -123,7 +123,6 @@ def file(group: str, name: str) -> Path:
     return next((path for path in paths if path.exists()), paths[0])
 
 
-@functools.cache
 def headline(group: str, name: str) -> str:
     """The first sentence of the comment that the file of a choice begins with; empty where it has none."""
     comment: list[str] = []

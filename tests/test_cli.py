@@ -1,5 +1,7 @@
 """`python -m runner`: exit codes, one-sentence errors, sweeps, cells, and what is left behind."""
 
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runner.__main__ import _cells, _expand, main
-from runner.compose import CONF
+from runner.compose import CONF, groups, names
 
 TINY = ["model.hidden=[16]", "schedule.epochs=2", "dataset.train_subset=256"]
 
@@ -81,8 +83,26 @@ def test_a_cell_is_its_runs() -> None:
     assert len(_cells(["cell=dsr/lenet_mnist/dsr/s95", "seed=7"])) == 1
 
 
+def test_help_has_a_line_for_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    for group in groups():
+        (part,) = re.findall(rf"^{group}=\n((?:  .*\n)+)", printed, re.MULTILINE)
+        told = {line.split()[0]: len(line.split()) - 1 for line in part.splitlines()}
+        assert tuple(told) == names(group)
+        assert max(map(len, part.splitlines())) <= max(100, shutil.get_terminal_size().columns)
+        assert min(told.values()) > 2, f"a choice of {group} has no comment at its file's head"
+
+
+def test_help_ends_quietly_with_its_reader() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m runner --help | head -1", shell=True, cwd=CONF.parent, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("python -m runner") and not done.stderr
+
+
 def test_help_imports_no_torch() -> None:
     code = "import sys; from runner.__main__ import main; main(['--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=CONF.parent, capture_output=True, text=True)
     assert done.returncode == 0
-    assert "method: acdc, acdc_dense, compressed" in done.stdout
+    assert "\nmethod=\n  acdc " in done.stdout
