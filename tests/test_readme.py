@@ -40,7 +40,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_the_command_runs_as_written(command: str, places: dict[str, str]) -> None:
     words = shlex.split(command)
     if "--out" in words:  # the clone stays clean
-        words[words.index("--out") + 1] = places["folder"] + "/out"
+        words[words.index("--out") + 1] = f"{places['folder']}/{words[words.index('--out') + 1]}"
     done = subprocess.run(
         [sys.executable, *words[1:]], cwd=ROOT, env=os.environ | places, capture_output=True, text=True, timeout=900
     )
