@@ -24,6 +24,7 @@ from results.table import Line, Slot, Table, operands
 from runner.compose import CONF, Composition
 from runner.compose import compose as compose_config
 from runner.errors import Misuse
+from runner.untrusted import printable
 
 #: The profile that is no profile: the paper's own settings.
 FULL = "full"
@@ -282,7 +283,7 @@ def footnotes(records: list[Record]) -> tuple[str, ...]:
     for record in records:
         for name, version in {"python": record.environment.get("python"), **_part(record, "packages")}.items():
             if version is not None:
-                versions.setdefault(name, set()).add(str(version))
+                versions.setdefault(printable(name), set()).add(printable(str(version)))
     if mixed := [f"{name} {' and '.join(sorted(found))}" for name, found in versions.items() if len(found) > 1]:
         notes.append(f"runs with different versions: {', '.join(mixed)}")
     if dirty := sum(bool(_part(record, "git").get("dirty")) for record in records):
