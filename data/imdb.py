@@ -24,6 +24,7 @@ from data.words import frequencies, tokens
 ARCHIVES = ("aclImdb-labelled.tar.xz", "aclImdb_v1.tar.gz", "aclImdb.tar.gz", "aclImdb.tar.xz")
 LABELS = {"neg": 0, "pos": 1}
 SPLIT_SEED = 1234
+LARGEST = 1_000_000  # bytes of a review: the longest has 14 thousand
 READ = 1  # raised when the same files give other tensors
 
 Count = Annotated[int, "1 <= x"]
@@ -128,6 +129,8 @@ def _archive(source: Path) -> Iterator[tuple[str, str, str, str]]:
                 if len(place) != 4 or place[0] != "aclImdb" or place[1] not in ("train", "test"):
                     continue
                 if place[2] in LABELS and place[3].endswith(".txt") and member.isfile():
+                    if member.size > LARGEST:
+                        raise ValueError(f"{member.name} would unpack to {member.size:,} bytes")
                     file = archive.extractfile(member)
                     assert file is not None
                     yield place[1], place[2], place[3], file.read().decode("utf-8")

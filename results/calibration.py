@@ -16,7 +16,7 @@ from typing import Any
 
 from results.settings import Target
 from results.table import Slot
-from runner import identity, records
+from runner import identity, records, untrusted
 from runner.errors import Misuse
 
 CALIBRATIONS = Path(__file__).resolve().parent / "calibrations"
@@ -76,7 +76,7 @@ def path_of(asked: Question, root: Path = CALIBRATIONS) -> Path:
 def read(path: Path) -> dict[str, Any]:
     """The record in `path`; Misuse when it cannot be used."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = untrusted.parse_json(untrusted.content(path).decode())
     except (OSError, ValueError) as error:
         raise Misuse(f"{path} is no readable calibration record ({error}); restore it, or remove it.") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA or "value" not in content:

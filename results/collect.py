@@ -232,9 +232,10 @@ def _agree(one: Record, other: Record) -> bool:
 
 
 def _result(summary: Any) -> tuple[Any, dict[str, Any]]:
-    final = summary.get("final") or {}
+    final = summary.get("final")
     # Times may differ, and FLOPs follow from the rest; an older version counted none.
-    kept = {name: value for name, value in final.items() if not name.startswith(("time/", "flops"))}
+    told = final.items() if isinstance(final, Mapping) else ()
+    kept = {name: value for name, value in told if not name.startswith(("time/", "flops"))}
     return summary.get("status"), kept
 
 

@@ -15,6 +15,7 @@ from results.fill import FULL
 from runner import compose as composition
 from runner.compose import compose, names
 from runner.errors import Misuse, nearest
+from runner.untrusted import printable
 
 
 class Arguments(argparse.ArgumentParser):
@@ -87,4 +88,9 @@ def few(sentences: Iterable[str], where: str, limit: int = 20) -> list[str]:
 def say(sentences: Iterable[str]) -> None:
     """One sentence a line to the standard error stream; the standard output stream is the result's."""
     for sentence in sentences:
-        print(sentence, file=sys.stderr)
+        print(printable(sentence), file=sys.stderr)
+
+
+def show(text: str, end: str = "\n") -> None:
+    """The result to the standard output stream: whatever stands in a record, a terminal shows and does not obey it."""
+    print(printable(text, lines=True), end=end)

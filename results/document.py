@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from results.parsed import parsed
+from runner import untrusted
 from runner.errors import Misuse, nearest
 
 
 def load(path: Path) -> dict[str, Any]:
     """The mapping in `path`; Misuse names the file and the line of a mistake."""
     try:
-        text = path.read_bytes()
+        text = untrusted.content(path)
     except OSError as error:
         raise Misuse(f"{path} cannot be read: {error.strerror}.") from error
     content = parsed(path, text, lambda: _parse(path, text))
@@ -27,8 +28,8 @@ def _parse(path: Path, text: bytes) -> Any:
     import yaml  # slow to import, and most commands find all files parsed
 
     try:
-        return yaml.load(text.decode(), Loader=_strict_loader())  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return untrusted.parse_yaml(text.decode(), _strict_loader())  # a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:
         raise Misuse(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from runner import identity, records
+from runner import identity, records, untrusted
 
 # orjson makes a float of an integer of more than 64 bits, and Python's json does not. (Long fractions are found too.)
 _DIGITS = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else ord(" ") for byte in range(256))
@@ -32,18 +31,27 @@ class Unusable(Exception):
 def json_file(path: Path, kind: type = dict) -> Any:
     """The object (or list, by `kind`) in a JSON file; NaN and Infinity are read too."""
     try:
-        text = path.read_bytes()
+        text = untrusted.content(path)
     except OSError as error:
         raise Unusable(f"cannot be read: {path.name}: {error.strerror}", _kind(error)) from error
     try:
-        content = json.loads(text.decode()) if _LONG_NUMBER in text.translate(_DIGITS) else orjson.loads(text)
+        content = _fast_json(text)
     except ValueError:
         try:
-            content = json.loads(text.decode())
+            content = untrusted.parse_json(text.decode())
         except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are both
             raise Unusable(f"is not valid JSON: {path.name}: {error}", "truncated") from error
     if not isinstance(content, kind):
         raise Unusable(f"is not what it should be: {path.name} holds no {'list' if kind is list else 'object'}")
+    return content
+
+
+def _fast_json(text: bytes) -> Any:
+    """The value of a JSON text that orjson reads as Python does; ValueError for any other."""
+    if _LONG_NUMBER in text.translate(_DIGITS):
+        raise ValueError
+    content = orjson.loads(text)
+    untrusted.check_depth(content)
     return content
 
 
@@ -81,7 +89,7 @@ def _keys(config: dict[str, Any]) -> tuple[str, str | None]:
 def yaml_file(path: Path) -> Config:
     """The mapping in a YAML file."""
     try:
-        text = path.read_bytes()
+        text = untrusted.content(path)
     except FileNotFoundError as error:
         raise Unusable(
             f"has no {path.name}: the run has not begun, or was stopped before it did", "missing_file"
@@ -95,7 +103,7 @@ def yaml_file(path: Path) -> Config:
     import yaml
 
     try:
-        content = yaml.load(text.decode(), Loader=_loader())
+        content = untrusted.parse_yaml(text.decode(), _loader())
     except (yaml.YAMLError, ValueError) as error:
         raise Unusable(f"is not valid YAML: {path.name}: {' '.join(str(error).split())}", "truncated") from error
     if not isinstance(content, dict):
@@ -105,16 +113,18 @@ def yaml_file(path: Path) -> Config:
 
 def _sections(text: str) -> Config | None:
     """The mapping that `text` is, section by section; None when it is not made of sections alone, or not valid."""
-    texts = _SECTION.findall(text)
-    if not texts or sum(map(len, texts)) != len(text):
-        return None
+    texts: list[str] = []
     content: dict[str, Any] = {}
-    for section in texts:
-        parsed = _section(section)
-        if parsed is None:
+    at = 0
+    while at < len(text):
+        match = _SECTION.match(text, at)  # here or nowhere: to search on takes the square of the text's length
+        parsed = _section(match[0]) if match else None
+        if match is None or parsed is None:
             return None
+        texts.append(match[0])
         content.update(parsed)
-    return Config(content, tuple(texts))
+        at = match.end()
+    return Config(content, tuple(texts)) if texts else None
 
 
 @functools.lru_cache(maxsize=8192)
@@ -122,7 +132,7 @@ def _section(text: str) -> dict[str, Any] | None:
     import yaml
 
     try:
-        content = yaml.load(text, Loader=_loader())
+        content = untrusted.parse_yaml(text, _loader())
     except (yaml.YAMLError, ValueError):
         return None
     return content if isinstance(content, dict) else None
@@ -146,8 +156,9 @@ class MetricLines:
 
 def metric_lines(path: Path) -> MetricLines:
     """Reads every line and keeps none but the last; raises OSError."""
-    text = path.read_bytes()
-    if text.endswith(b"\n") and text.isascii() and b"\r" not in text:
+    text = untrusted.content(path)
+    plain = text.isascii() and b"\r" not in text and text.count(b"[") + text.count(b"{") <= text.count(b"\n")
+    if plain and text.endswith(b"\n"):
         try:
             lines = list(map(orjson.loads, text[:-1].split(b"\n")))
         except orjson.JSONDecodeError:

@@ -25,6 +25,7 @@ from runner.compose import Composition
 from runner.compose import compose as compose_config
 from runner.compose import file as file_of
 from runner.errors import Misuse
+from runner.untrusted import printable
 
 #: The profile that is no profile: the paper's own settings.
 FULL = "full"
@@ -283,9 +284,9 @@ def footnotes(records: list[Record]) -> tuple[str, ...]:
     for record in records:
         for name, version in {"python": record.environment.get("python"), **_part(record, "packages")}.items():
             if version is not None:
-                versions.setdefault(name, set()).add(str(version))
+                versions.setdefault(printable(name), set()).add(printable(str(version)))
         for name, told in extensions(record.environment).items():
-            versions.setdefault(name, set()).add(str(told.get("digest")))
+            versions.setdefault(printable(name), set()).add(printable(str(told.get("digest"))))
     if mixed := [f"{name} {' and '.join(sorted(found))}" for name, found in versions.items() if len(found) > 1]:
         notes.append(f"runs with different versions: {', '.join(mixed)}")
     if dirty := sum(any(tree.get("dirty") for tree in _trees(record)) for record in records):

@@ -32,7 +32,7 @@ _RACY_NS = 2_000_000_000
 _ROOT = Path(__file__).resolve().parent.parent
 _CODE = (
     *("results/index.py", "results/record.py", "results/files.py", "results/number.py"),
-    *("runner/identity.py", "runner/records.py"),
+    *("runner/identity.py", "runner/records.py", "runner/untrusted.py"),
 )
 _LAYER = ("shape", "kept", "nonzero", "total")
 
@@ -80,10 +80,10 @@ class Entry:
         for name, part in summary.items():
             if isinstance(part, dict) and any(isinstance(value, list) for value in part.values()):
                 summary[name] = _LEFT_OUT
-        texts = [_json(part) for part in (summary, counts, dict(record.environment))]
+        texts = [_json(part) for part in (summary, counts, dict(record.environment), layers)]
         if None in texts:
             return None
-        text, numbers, environment = (part or b"" for part in texts)
+        text, numbers, environment, _ = (part or b"" for part in texts)
         return cls(
             signature=found,
             key=record.key,
@@ -282,8 +282,12 @@ class Index:
 
     def _read(self) -> dict[str, Entry]:
         lines = cache.read(self._name)
-        if lines is None:
+        try:
+            return {} if lines is None else self._parsed(lines)
+        except (ValueError, LookupError, TypeError, AttributeError):  # no index of ours, whatever its checksum says
             return {}
+
+    def _parsed(self, lines: list[bytes]) -> dict[str, Entry]:
         header = orjson.loads(lines[0])
         if header["code"] != _code() or bytes.fromhex(header["root"]) != os.fsencode(self._root):
             return {}

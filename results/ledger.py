@@ -151,8 +151,8 @@ def whole(record: Record, runs: Collection) -> dict[str, Any]:
         "ended": summary.get("ended"),
         "parent": parent,
         "final": dict(metrics(record)),
-        "best": summary.get("best"),
-        "layers": summary.get("layers") or {},
+        "best": _section(summary, "best") or None,
+        "layers": {layer: counts for layer, counts in _section(summary, "layers").items() if _is_counted(counts)},
         "cells": cells(record),
         "overrides": list(record.overrides),
         "environment": record.environment,
@@ -176,6 +176,15 @@ def difference(a: Record, b: Record) -> dict[str, Any]:
             for metric in dict.fromkeys((*final_a, *final_b))
         ],
     }
+
+
+def _is_counted(layer: Any) -> bool:
+    counts = ("kept", "total", "nonzero")
+    return (
+        isinstance(layer, Mapping)
+        and isinstance(layer.get("shape"), list)
+        and all(isinstance(layer.get(name), int) for name in counts)
+    )
 
 
 def _section(mapping: Mapping[str, Any], part: str) -> Mapping[str, Any]:

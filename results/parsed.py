@@ -14,7 +14,7 @@ import orjson
 from runner import cache
 
 _ROOT = Path(__file__).resolve().parent.parent
-_CODE = ("results/parsed.py", "results/document.py")
+_CODE = ("results/parsed.py", "results/document.py", "runner/untrusted.py")
 
 
 class Documents:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -191,9 +192,7 @@ def _zeroed_layers(content: Content) -> float | None:
 def _kept_conv(content: Content) -> float | None:
     layers = content.part("layers")
     whole = isinstance(layers, Mapping) and all(
-        isinstance(layer, Mapping)
-        and isinstance(layer.get("shape"), list)
-        and number.read(layer.get("kept")) is not None
+        isinstance(layer, Mapping) and isinstance(layer.get("shape"), list) and isinstance(layer.get("kept"), int)
         for layer in layers.values()
     )
     if not whole or not layers:
@@ -333,14 +332,15 @@ def checked_identity(
     """(key, the parent's key, seed) by the config alone; the folder's names and the summary must agree with it."""
     try:
         key, parent = config.keys()
+        json.dumps(config.shared)  # what is no science is shown, too: no dates, no sets
     except Exception as error:  # a stored config is data from anywhere: whatever is wrong with it is the record's fault
         raise Unusable(f"stores a config that has no key ({type(error).__name__}: {error})") from error
     seed = config.shared.get("seed")
     if type(seed) is not int:
         raise Unusable(f"stores a config with the seed {seed!r}")
-    stored = {folder.parent.name} | ({summary.get("key")} if summary is not None else set())
+    stored = {folder.parent.name} | ({str(summary.get("key"))} if summary is not None else set())
     if stored != {key}:
-        other = ", ".join(sorted(str(name) for name in stored - {key}))
+        other = ", ".join(sorted(stored - {key}))
         raise Unusable(f"stores a config whose key is {key}, not {other}; it is not used", "foreign_key")
     seeds = {folder.name} | ({f"seed{summary.get('seed')}"} if summary is not None else set())
     if seeds != {f"seed{seed}"}:

@@ -5,7 +5,6 @@ Only the JSON texts of `runner.loggers` are read; what else W&B holds of a run h
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from results.record import SETTLED, Problem, Record, checked_identity, remarks_o
 from runner.errors import Misuse
 from runner.loggers import ASKED, LINE, SUMMARY
 from runner.records import SCHEMA
+from runner.untrusted import parse_json
 
 PREFIX = "wandb:"
 _ADDRESS = re.compile(r"wandb:([^/:?#%\\\s]+)/([^/:?#%\\]+)")
@@ -159,7 +159,7 @@ def _value(value: Any) -> Any:
 
 def _json(text: Any, what: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except (TypeError, ValueError) as error:
         raise Unusable(f"is not valid JSON: {what}: {error}", "truncated") from error
     if not isinstance(content, dict):

@@ -68,7 +68,9 @@ def main(arguments: list[str]) -> int:
         return launch(jobs, hydras)
     except Misuse as misuse:
         if _speaks():
-            print(f"regrow: {misuse}", file=sys.stderr)
+            from runner.secrecy import redacted
+
+            print(f"regrow: {redacted(str(misuse))}", file=sys.stderr)
         return 2
 
 
@@ -206,7 +208,9 @@ def _run(jobs: list[list[str]]) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    from runner.untrusted import printable
+
+    print(printable(line), flush=True)  # a recorded reason may be anything
 
 
 def _print_epoch(line: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,16 @@ import torch
 
 from runner.disk import staged
 from runner.errors import Misuse
+from runner.failure import foreseen
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
 _DIGEST = hashlib.sha256().digest_size
+_NAMED = re.compile(r"(?:GLOBAL|function|class|type) `?([\w.]+\.[\w.]+)")
 log = logging.getLogger("regrow")
+
+
+class Damaged(Misuse):
+    """A checkpoint is not what was written; the one before may be."""
 
 
 def save(state: dict[str, Any], folder: Path) -> None:
@@ -47,12 +54,25 @@ def _keep(last: Path, previous: Path) -> None:
 
 
 def read(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Load one checkpoint file (tensors and plain values only). Misuse when it is damaged."""
-    blob = path.read_bytes()
+    """Load one checkpoint file. Damaged, or Misuse when it holds anything but tensors and plain values."""
+    try:
+        blob = path.read_bytes()
+    except OSError as error:
+        raise Misuse(f"{path} cannot be read ({error.strerror}); put that right and go on.") from None
     payload, digest = blob[:-_DIGEST], blob[-_DIGEST:]
     if hashlib.sha256(payload).digest() != digest:
-        raise Misuse(f"{path} is damaged (its digest does not match); delete it to start from the one before.")
-    return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+        raise Damaged(f"{path} is damaged (its digest does not match); delete it to start from the one before.")
+    try:
+        state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    except Exception as error:  # a broken pickle may raise anything
+        if foreseen(error):  # a lack of memory
+            raise
+        found = _NAMED.search(str(error))
+        what = f"asks for {found[1]}" if found else "cannot be unpacked"
+        raise Misuse(f"{path} is no checkpoint of ours: it {what}, and nothing of it was run; delete it.") from None
+    if not isinstance(state, dict):
+        raise Misuse(f"{path} is no checkpoint of ours: it holds a {type(state).__name__}; delete it.")
+    return state
 
 
 def load(folder: Path, device: str | torch.device = "cpu") -> dict[str, Any] | None:
@@ -62,6 +82,6 @@ def load(folder: Path, device: str | torch.device = "cpu") -> dict[str, Any] | N
         if path.exists():
             try:
                 return read(path, device)
-            except Misuse as damage:
+            except Damaged as damage:
                 log.warning("%s Trying the one before.", damage)
     return None

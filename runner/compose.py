@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from methods.schedules import EpochRanges, is_epoch_ranges, stretch, whole_epochs
+from runner import secrecy
 from runner.compositions import Compositions, Kept, variables
 from runner.errors import Misuse, nearest
 from runner.identity import SCIENCE, Config, key, parent_config
@@ -197,7 +198,9 @@ def remembered() -> Iterator[None]:
 def _compose(overrides: tuple[str, ...]) -> Composition:
     from runner import hydra_groups
 
-    return Composition(_finish(hydra_groups.resolve(overrides), overrides))
+    found = Composition(_finish(hydra_groups.resolve(overrides), overrides))
+    secrecy.check(repr((overrides, found.config)))
+    return found
 
 
 def _finish(config: Config, overrides: Sequence[str]) -> Config:

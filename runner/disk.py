@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from runner.secrecy import redacted
+
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -123,7 +125,11 @@ def append(path: Path, content: bytes) -> None:
 
 
 class Log(logging.FileHandler):
-    """A log file; a disk that refuses its lines is no reason for a run to end, nor to say so at every line."""
+    """A log file without secrets; a disk that refuses its lines is no reason for a run to end, nor to be told."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, with what nobody is to read hidden."""
+        return redacted(super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Called by `emit` for whatever went wrong."""

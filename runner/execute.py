@@ -20,6 +20,7 @@ from runner.experiment import Experiment, make, validate
 from runner.identity import Config, key, parent_config, run_dir
 from runner.loggers import Logger, make_logger
 from runner.records import RunDirectory
+from runner.secrecy import redacted
 from runner.signals import heard
 from runner.trainer import Interrupted, Progress, Trainer
 from runner.world import World, join
@@ -159,7 +160,7 @@ def _record_loss(config: Config, began: str, error: RanksFailed) -> None:
         return  # it has not begun
     with directory.held(), _log_to(directory.path / "log.txt"):
         log.error("%s", error.details or error)
-        failed = {"status": "failed", "reason": str(error), "ended": _now()}
+        failed = {"status": "failed", "reason": redacted(str(error)), "ended": _now()}
         directory.finish_if_possible({**_frame(unfinished), "started": began, **failed})
 
 

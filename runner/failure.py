@@ -7,6 +7,7 @@ import re
 from data.unreadable import Unreadable
 from runner.disk import Unwritable, refused
 from runner.errors import RanksFailed
+from runner.secrecy import redacted
 
 # CUDA's and the CPU allocator's words; torch.OutOfMemoryError is a RuntimeError, too.
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory", re.IGNORECASE)
@@ -30,5 +31,5 @@ def foreseen(error: BaseException) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """What a failed run's summary says of the error."""
-    return foreseen(error) or f"{type(error).__name__}: {error}"
+    """What a failed run's summary says of the error, secrets left out."""
+    return redacted(foreseen(error) or f"{type(error).__name__}: {error}")

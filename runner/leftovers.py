@@ -74,11 +74,13 @@ def _look(path: Path, needed: Container[tuple[str, int]] | None, older_than_s: f
         return [Leftover(path, path, sum(file.stat().st_size for file in files), "nothing was run in it")]
     reasons = {file: "a write that was cut off" for file in files if _TEMPORARY.fullmatch(file.name)}
     summary = RunDirectory(path).summary() or {}
-    if summary.get("status") in SETTLED:
+    identity = str(summary.get("key")), summary.get("seed")
+    # Nothing behind a link to another folder is ours to delete.
+    if summary.get("status") in SETTLED and not (path / "checkpoints").is_symlink():
         for file in sorted((path / "checkpoints").glob("*.pt")):
             if file.name == "previous.pt":
                 reasons[file] = "the checkpoint before the last one of a finished run"
-            elif needed is not None and (summary.get("key"), summary.get("seed")) not in needed:
+            elif needed is not None and type(identity[1]) is int and identity not in needed:
                 reasons[file] = "no stage is still to start from it"
     return [Leftover(file, path, file.stat().st_size, why) for file, why in sorted(reasons.items())]
 

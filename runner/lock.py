@@ -251,7 +251,7 @@ def sign(folder: Path, descriptor: int) -> Holder:
 def is_held(folder: str | Path) -> bool:
     """Whether some living process holds the directory (its run is going on)."""
     try:
-        descriptor = os.open(Path(folder) / NAME, os.O_RDONLY)
+        descriptor = os.open(Path(folder) / NAME, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
@@ -282,14 +282,14 @@ def _read(descriptor: int) -> Holder | None:
     try:
         content = json.loads(os.pread(descriptor, 4096, 0))
         holder = Holder(**content)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     return holder if isinstance(holder.token, str) and _TOKEN.fullmatch(holder.token) else None
 
 
 def _read_path(path: Path) -> Holder | None:
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -105,7 +106,7 @@ class Progress:
 
 def duration(seconds: float) -> str:
     """Seconds in words: 1.2 s, 3 min 05 s, 2 h 10 min, 12 d 7 h."""
-    if seconds < 10:
+    if seconds < 10 or not math.isfinite(seconds):
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:

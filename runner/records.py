@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from runner import untrusted
 from runner.disk import Unwritable, append, write_atomic
 from runner.errors import Misuse
 from runner.identity import Config
@@ -17,6 +18,7 @@ from runner.lock import Held, Hold, is_held, take
 __all__ = ["SCHEMA", "Held", "RunDirectory", "is_held", "read_metrics", "spell", "write_atomic", "write_json"]
 
 SCHEMA = 1
+_TOLD = 20  # bad lines of a metrics file, one by one
 
 
 class RunDirectory:
@@ -74,9 +76,13 @@ class RunDirectory:
         """Drop the lines of `epoch` and later (and a torn last line); returns the lines that stay.
 
         By epoch, not by step: a run killed between its epoch's line and its next checkpoint repeats that line.
+        Misuse when the file cannot be read.
         """
-        lines, problems = read_metrics(self.metrics_path)
-        kept = [line for line in lines if line["epoch"] < epoch]
+        try:
+            lines, problems = read_metrics(self.metrics_path)
+        except OSError as error:
+            raise Misuse(f"{self.metrics_path} cannot be read ({error.strerror}); move it away to go on.") from None
+        kept = [line for line in lines if isinstance(line.get("epoch"), int) and line["epoch"] < epoch]
         if len(kept) == len(lines) and not problems and self.metrics_path.exists():
             return kept
         self.check_hold()
@@ -86,11 +92,15 @@ class RunDirectory:
     def summary(self) -> dict[str, Any] | None:
         """The summary, or None while there is none; "nan" and "inf" are text in it. Misuse when it cannot be read."""
         try:
-            return json.loads(self.summary_path.read_text(), parse_constant=str)
+            found = untrusted.parse_json(untrusted.content(self.summary_path).decode())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise Misuse(f"{self.summary_path} is not readable ({error}); move it away to run again.") from None
+            why = error.strerror if isinstance(error, OSError) else error
+            raise Misuse(f"{self.summary_path} is not readable ({why}); move it away to run again.") from None
+        if not isinstance(found, dict) or not isinstance(found.get("status"), str):
+            raise Misuse(f"{self.summary_path} tells no status; move it away to run again.")
+        return spell(found)
 
     def finish(self, summary: dict[str, Any]) -> None:
         self.check_hold()
@@ -103,17 +113,26 @@ class RunDirectory:
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The readable lines of a metrics file as numbers, and one sentence per line that is not readable."""
+    """The readable lines of a metrics file as numbers, and a sentence for each that is not, or for all after twenty.
+
+    Raises OSError.
+    """
     lines: list[dict[str, Any]] = []
     problems: list[str] = []
+    more = 0
     if not path.exists():
         return lines, problems
-    for number, text in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    for number, text in enumerate(untrusted.content(path).decode(errors="replace").splitlines(), start=1):
         try:
-            line = json.loads(text)
+            line = untrusted.parse_json(text)
             lines.append({name: _number(value) for name, value in line.items()})
         except (ValueError, AttributeError):
-            problems.append(f"{path} line {number} is truncated or not JSON and was left out")
+            if len(problems) < _TOLD:
+                problems.append(f"{path} line {number} is truncated or not JSON and was left out")
+            else:
+                more += 1
+    if more:
+        problems.append(f"{path} has {more} more lines that are truncated or not JSON and were left out")
     return lines, problems
 
 

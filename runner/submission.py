@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
+from runner import untrusted
 from runner.environment import git_state
 from runner.errors import Misuse
 from runner.identity import Config, key, run_dir
@@ -94,14 +95,14 @@ def load(file: str | Path) -> list[Task]:
     What a task's configuration may name is checked where it is executed, as for any other configuration.
     """
     try:
-        lines = Path(file).read_text().splitlines()
+        lines = untrusted.content(Path(file)).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise Misuse(f"{file} cannot be read as a submission's tasks ({error}); submit again.") from None
     tasks: list[Task] = []
     for number, line in enumerate(lines):
         where = f"{file} line {number + 1}"
         try:
-            entry = json.loads(line)
+            entry = untrusted.parse_json(line)
             task = Task(entry["config"], tuple(map(str, entry["overrides"])), tuple(entry["after"]))
             stated, found = (entry["key"], entry["seed"]), task.identity
             parents_first = all(type(index) is int and 0 <= index < number for index in task.after)
@@ -120,7 +121,7 @@ def load(file: str | Path) -> list[Task]:
 def facts(folder: Path) -> dict[str, Any]:
     """The content of submission.json; {} when it is not there or not readable."""
     try:
-        content = json.loads((folder / FACTS).read_text())
+        content = untrusted.parse_json(untrusted.content(folder / FACTS).decode())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

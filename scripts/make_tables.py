@@ -9,7 +9,7 @@ from pathlib import Path
 
 from results.address import select
 from results.collect import Collection, write_atomically
-from results.command import Arguments, checked_profile, collect_runs, few, remembered, say
+from results.command import Arguments, checked_profile, collect_runs, few, remembered, say, show
 from results.fill import Sheet, fill
 from results.render import FORMATS
 from runner.errors import Misuse
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Misuse as error:
         say([str(error)])
         return 2
-    sys.stdout.write(text)
+    show(text, end="")
     say(few(runs.sentences(), CHECK))
     say(few(dict.fromkeys(f"Problem: {p}" for s in sheets for c in s.cells.values() for p in c.problems), CHECK))
     incomplete = [sheet for sheet in sheets if not sheet.complete]

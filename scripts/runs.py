@@ -19,7 +19,7 @@ from typing import Any
 from results import ledger, number
 from results.address import select
 from results.collect import LOGGED, Collection, write_packed
-from results.command import Arguments, collect_runs, remembered, say
+from results.command import Arguments, collect_runs, remembered, say, show
 from results.engines import FOLDER as ENGINES
 from results.integrity import report
 from results.plan import plan
@@ -31,6 +31,7 @@ from runner.identity import Config
 from runner.leftovers import SETTLED, Leftover, delete, leftovers, run_directories, wanted
 from runner.records import spell, write_atomic, write_json
 from runner.submission import FOLDER, TASKS, load
+from runner.untrusted import printable
 
 DAY_S = 86400.0
 
@@ -123,7 +124,7 @@ def _list(options: Any) -> int:
         raise Misuse(f"There is no status {options.status!r}.{nearest(options.status, STATUSES)}")
     runs = collect_runs(options.runs, options.sources)
     rows = [ledger.row(record) for record in ledger.matching(runs, options.filters, options.status)]
-    print(_json(rows) if options.json else text.listed(rows), end="")
+    show(_json(rows) if options.json else text.listed(rows), end="")
     counts = Counter(row["status"] for row in rows)
     parts = [f"{counts[status]} {status}" for status in STATUSES if counts[status]]
     say([*runs.sentences(), f"{len(rows)} run(s){': ' * bool(parts)}{', '.join(parts)}."])
@@ -134,7 +135,7 @@ def _show(options: Any) -> int:
     runs = collect_runs(options.runs, options.sources)
     record, problems = ledger.find(options.run, runs)
     run = ledger.whole(record, runs)
-    print(_json(run) if options.json else text.whole(run), end="")
+    show(_json(run) if options.json else text.whole(run), end="")
     say(f"Problem: {problem}" for problem in problems)
     return 0
 
@@ -143,7 +144,7 @@ def _diff(options: Any) -> int:
     runs = collect_runs(options.runs, options.sources)
     (a, problems), (b, more) = (ledger.find(name, runs) for name in (options.a, options.b))
     found = ledger.difference(a, b)
-    print(_json(found) if options.json else text.difference(found), end="")
+    show(_json(found) if options.json else text.difference(found), end="")
     say(f"Problem: {problem}" for problem in problems + more)
     return 0
 
@@ -159,9 +160,9 @@ def _check(options: Any) -> int:
         entries = [
             {"kind": each.kind, "grave": each.grave, "path": str(each.path), "what": each.sentence} for each in findings
         ]
-        print(_json(entries), end="")
+        show(_json(entries), end="")
     else:
-        print("\n".join([*map(str, findings), total]))
+        show("\n".join([*(printable(str(each)) for each in findings), total]))
     return 1 if any(each.grave for each in findings) else 0
 
 
@@ -183,12 +184,12 @@ def _evaluate(options: Any) -> int:
         equal = recorded == now or (recorded is not None and math.isnan(recorded) and math.isnan(now))
         differing += not equal
         lines.append([metric, repr(recorded), repr(now), "equal" if equal else "differs"])
-    print(text.columns(lines), end="")
+    show(text.columns(lines), end="")
     if differing:
         say([f"{differing} of {len(lines) - 1} metrics are not the recorded ones; {_made(record)}."])
         return 1
     told = sum(line[-1] == "equal" for line in lines)
-    print(f"All {told} metrics equal the recorded ones exactly.")
+    show(f"All {told} metrics equal the recorded ones exactly.")
     return 0
 
 
@@ -207,7 +208,7 @@ def _rerun(options: Any) -> int:
     except Interrupted:
         say(["Interrupted and saved; the same command goes on."])
         return REQUEUE
-    print(f"The repetition is in {path}.")
+    show(f"The repetition is in {path}.")
     new_summary, new = results(path)
     old = [{name: number.read(v) if isinstance(v, str) else v for name, v in line.items()} for line in record.metrics]
     if record.packed:  # its columns are rounded, its summary is not
@@ -221,7 +222,7 @@ def _rerun(options: Any) -> int:
         say([f"All epochs are equal, but in the summary {field} was {was!r} and is {now!r} now; {_made(record)}."])
         return 1
     kind = "to the 6 digits of a packed record" if record.packed else "bit for bit"
-    print(f"All {len(new)} epochs are equal {kind}, and the summary bit for bit (times aside).")
+    show(f"All {len(new)} epochs are equal {kind}, and the summary bit for bit (times aside).")
     return 0
 
 
@@ -235,7 +236,7 @@ def _compact(options: Any) -> int:
     config = here(record.config, options.data, options.device)
     config["trainer"] = config["trainer"] | ({"threads": options.threads} if options.threads else {})
     found = measure(record.path, config, summary["steps"], options.batch, options.rounds)
-    print(text.compact(found), end="")
+    show(text.compact(found), end="")
     path = options.out or record.path / "compact.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found)
@@ -256,7 +257,7 @@ def _export(options: Any) -> int:
     config = here(record.config, options.data, options.device)
     path = options.out or record.path / "model.onnx"
     found = of_run(record.path, config, summary["steps"], options.images, path)
-    print(text.export(found), end="")
+    show(text.export(found), end="")
     if not found["outputs"]["equal"]:
         say(["The outputs differ by more than rounding; nothing is written."])
         return 1
@@ -307,7 +308,7 @@ def _engines(options: Any) -> int:
     else:
         found = inference.measure_untrained(configs, chosen, settings, plan, lambda line: say([line]))
         networks = found["networks"]
-    print(text.engines(found), end="")
+    show(text.engines(found), end="")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found)
     say([f"The record is {path}."])
@@ -388,14 +389,14 @@ def _gc(options: Any) -> int:
         except Misuse as error:
             say([str(error)])
     if not found:
-        print("There is nothing to delete.")
+        show("There is nothing to delete.")
         return 0
-    print(text.columns([[_bytes(each.size), str(each.path), each.why] for each in found]), end="")
+    show(text.columns([[_bytes(each.size), str(each.path), each.why] for each in found]), end="")
     total = f"{len(found)} leftover(s), {_bytes(sum(each.size for each in found))}"
     if options.yes:
-        print(f"{total}; {_bytes(delete(found, needed, age))} deleted.")
+        show(f"{total}; {_bytes(delete(found, needed, age))} deleted.")
     else:
-        print(f"{total}. Nothing is deleted without --yes. A stage thought of later needs its parent run again.")
+        show(f"{total}. Nothing is deleted without --yes. A stage thought of later needs its parent run again.")
     return 0
 
 
@@ -438,7 +439,7 @@ def _pack(options: Any) -> int:
     packed = 0
     for record in allowed:
         try:
-            print(write_packed(record.path, options.out))
+            show(str(write_packed(record.path, options.out)))
             packed += 1
         except Misuse as error:
             say([str(error)])

@@ -21,7 +21,7 @@ from results import files, index
 from results.collect import Collection, collect, write_packed
 from results.integrity import report
 from results.record import Record, examine_directory, read_directory
-from runner import cache, records
+from runner import cache, records, untrusted
 from runner.errors import Misuse
 from tests.test_results_records import SET, change_json, fake_compose, write_run
 
@@ -517,15 +517,15 @@ def test_an_unreadable_record_is_tried_each_time(tmp_path: Path, monkeypatch: py
     """An error of the disk or of rights may pass without a change of any file."""
     good, path = write_run(tmp_path, SET), write_run(tmp_path, SET, seed=1)
     age(tmp_path)
-    read_bytes = Path.read_bytes
+    content = untrusted.content
 
     def failing(file: Path) -> bytes:
         if file == path / broken:
             raise OSError(5, "Input/output error")
-        return read_bytes(file)
+        return content(file)
 
     for broken in ("config.yaml", "summary.json", "metrics.jsonl", "environment.json"):
-        monkeypatch.setattr(Path, "read_bytes", failing)
+        monkeypatch.setattr(untrusted, "content", failing)
         for _ in range(2):
             runs = collect([tmp_path])
             assert [problem.kind for problem in runs.problems] == ["unreadable"]

@@ -13,6 +13,7 @@ from results import number
 from runner.compare import ABSENT
 from runner.progress import duration
 from runner.records import spell
+from runner.untrusted import printable
 
 #: The columns of a list; `profile` only where a run has one that changes it.
 COLUMNS = (
@@ -33,6 +34,7 @@ COLUMNS = (
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Lines with two spaces between aligned columns."""
+    rows = [list(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
     return "".join(f"{line.rstrip()}\n" for line in lines)
