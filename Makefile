@@ -38,8 +38,9 @@ check: setup ## lint, formatting and types
 bench: setup ## time the masked step and its parts against the dense step
 	$(PY) scripts/bench.py
 
-tables: setup ## regenerate every table from the runs at hand (out/tables)
+tables: setup ## regenerate every table from the runs at hand, and the committed ones from their records (out/tables, out/shown)
 	$(PY) scripts/make_tables.py --format md --out out/tables
+	$(PY) -m results.status --out out/shown
 
 report: setup ## one HTML page of all tables and figures (out/report/index.html)
 	$(PY) scripts/make_tables.py --format html --out out/report

@@ -1,24 +1,28 @@
-"""What the README says of the papers and of the choices, counted: `python -m results.status` writes it there anew.
+"""What is committed of results, made anew from the committed records by `python -m results.status`.
 
+The tables in results/shown, and what the README says of the papers and of the choices, counted.
 Tables and cells of each paper, how many are read from configurations, how many have committed runs, and where.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from results.address import PAPERS, figures, select
+from results.address import PAPERS, figures, select, tables
 from results.cell import Cell
-from results.collect import LOGGED, Collection, collect
+from results.collect import LOGGED, Collection, collect, write_atomically
 from results.fill import FULL, fill
+from results.render import FORMATS
 from runner.compose import headline, names
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+SHOWN = Path(__file__).with_name("shown")
 COLUMNS = (
     "paper",
     "tables",
@@ -113,10 +117,29 @@ def written(text: str, parts: Mapping[str, str]) -> str:
     return text
 
 
-def main() -> int:
-    """Write the README's parts anew, from the committed records."""
-    parts = {"status": papers_table(collect([LOGGED])), "choices": choices()}
-    README.write_text(written(README.read_text(encoding="utf-8"), parts), encoding="utf-8")
+def shown(runs: Collection, folder: Path = SHOWN) -> dict[str, str]:
+    """The committed tables by the names of their files, <paper>_<table>[.<profile>].md, made of `runs`."""
+    addresses = {address.replace("/", "_"): address for address in tables()}
+    found = {}
+    for path in sorted(folder.glob("*.md")):
+        name, _, profile = path.stem.partition(".")
+        if name in addresses:
+            (selection,) = select([addresses[name]])
+            found[path.name] = FORMATS["md"]([fill(selection, runs, profile or None)], False)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the committed tables and the README's counts anew; with --out the tables only, into that folder."""
+    parser = argparse.ArgumentParser(prog="python -m results.status", description=main.__doc__)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the tables there, and leave the README alone")
+    out = parser.parse_args(arguments).out
+    runs = collect([LOGGED])
+    for name, text in shown(runs).items():
+        write_atomically((out or SHOWN) / name, text)
+    if out is None:
+        parts = {"status": papers_table(runs), "choices": choices()}
+        write_atomically(README, written(README.read_text(encoding="utf-8"), parts))
     return 0
 
 

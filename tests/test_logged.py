@@ -34,6 +34,8 @@ def records() -> dict[Path, dict[str, Any]]:
         ("lats/lenet_mnist", None, 51, {30}),
         ("lats/narrow", "short", 15, {20}),
         ("iterand/reviews", "short_text", 3, {3}),
+        ("iterand/narrow", "short", 15, {20}),
+        ("iterand/narrow_period", "short", 5, {20}),
     ],
 )
 def test_a_measured_table_has_all_its_runs(
