@@ -85,7 +85,6 @@ def _help() -> int:
     """The manual: how to call it, and a line for every choice of every group."""
     from runner.compose import groups, headline, names
 
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
     choices = {group: names(group) for group in sorted(groups(), key=_place)}
     print(USAGE)
     width = max(100, shutil.get_terminal_size().columns)
@@ -236,4 +235,6 @@ def _metrics(line: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    if "--help" in sys.argv:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly, and no training
     sys.exit(main(sys.argv[1:]))
