@@ -104,5 +104,6 @@ class SparseVD(Method):
 
     def finalize(self, model: nn.Module, compact: bool = False, example: Tensor | None = None) -> nn.Module:
         for layer in self.layers.values():
-            settle(layer)
+            if hasattr(layer, "log_sigma2"):  # not settled yet
+                settle(layer)
         return super().finalize(model, compact, example)

@@ -23,7 +23,7 @@ from models.account import CONVENTIONS, Account
 from results import document
 from results.address import PAPERS, figures, select, tables
 from results.plan import composed
-from runner.compose import CONF, names
+from runner.compose import CONF
 from runner.errors import Misuse
 from runner.identity import parent_config
 
@@ -230,10 +230,8 @@ def _configs(papers: Path) -> Iterator[Mapping[str, Any]]:
 
 def _reshaping() -> list[str]:
     """The profiles under which networks see inputs of other shapes."""
-    shortened = (
-        name for name in names("profile") if document.load(CONF / "profile" / f"{name}.yaml").get("max_length")
-    )
-    return list(shortened)
+    ours = {path.stem: path for path in sorted((CONF / "profile").glob("*.yaml"))}
+    return [name for name, path in ours.items() if document.load(path).get("max_length")]
 
 
 def main() -> int:

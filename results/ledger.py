@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from results import number
-from results.address import PAPERS, select
+from results.address import PAPERS, select, tables
 from results.calibration import applied
 from results.collect import Collection, collect
 from results.plan import composed, runnable
@@ -121,11 +121,15 @@ def cells(record: Record, papers: Path = PAPERS) -> list[str]:
     """The addresses of the tables' cells that read this run, under its own profile."""
     profile = _section(record.config, "profile").get("name")
     found = []
-    for selection in select((), papers):
-        for asked in selection.slots(profile):
-            slot, _ = applied(asked, compose)
-            if runnable(slot) and record.seed in (slot.settings.seeds or ()) and composed(slot).key == record.key:
-                found.append(slot.address)
+    for address in tables(papers):
+        try:
+            (selection,) = select((address,), papers)
+            for asked in selection.slots(profile):
+                slot, _ = applied(asked, compose)
+                if runnable(slot) and record.seed in (slot.settings.seeds or ()) and composed(slot).key == record.key:
+                    found.append(slot.address)
+        except Misuse:  # a table that is wrong says so when it is asked for
+            continue
     return found
 
 

@@ -7,6 +7,7 @@ Tables and cells of each paper, how many are read from configurations, how many 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from results.collect import LOGGED, Collection, collect, write_atomically
 from results.fill import FULL, fill
 from results.render import FORMATS
 from runner.compose import headline, names
+from runner.packages import VARIABLE
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 SHOWN = Path(__file__).with_name("shown")
@@ -134,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m results.status", description=main.__doc__)
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the tables there, and leave the README alone")
     out = parser.parse_args(arguments).out
+    os.environ.pop(VARIABLE, None)  # what is committed tells of nobody's own package
     runs = collect([LOGGED])
     for name, text in shown(runs).items():
         write_atomically((out or SHOWN) / name, text)

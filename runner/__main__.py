@@ -235,6 +235,6 @@ def _metrics(line: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    if "--help" in sys.argv:
+    if {"-h", "--help"} & set(sys.argv):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly, and no training
     sys.exit(main(sys.argv[1:]))

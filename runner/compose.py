@@ -23,7 +23,7 @@ from runner import secrecy
 from runner.compositions import Compositions, Kept, variables
 from runner.errors import Misuse, nearest
 from runner.identity import SCIENCE, Config, key, parent_config
-from runner.packages import packages
+from runner.packages import is_choice, packages
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -109,7 +109,7 @@ def names(group: str) -> tuple[str, ...]:
 def _names(group: str, confs: tuple[Path, ...]) -> tuple[str, ...]:
     found = []
     for conf in confs:
-        for path in sorted((conf / group).rglob("*.yaml")):
+        for path in sorted(filter(is_choice, (conf / group).rglob("*.yaml"))):
             relative = path.relative_to(conf)
             # A folder beside an experiment of the same name holds its parts by method and model, no experiments.
             inside = [each / folder for each in confs for folder in relative.parents[:-2]]
@@ -199,8 +199,22 @@ def _compose(overrides: tuple[str, ...]) -> Composition:
     from runner import hydra_groups
 
     found = Composition(_finish(hydra_groups.resolve(overrides), overrides))
-    secrecy.check(repr((overrides, found.config)))
+    for text in _texts([list(overrides), found.config]):
+        secrecy.check(text)
     return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text within lists and mappings, names too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield str(name)
+            yield from _texts(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
 
 
 def _finish(config: Config, overrides: Sequence[str]) -> Config:

@@ -18,6 +18,7 @@ from pathlib import Path
 import orjson
 
 from runner import cache
+from runner.packages import is_choice
 
 #: key, the keys of the runs it starts from, the configuration as JSON.
 Kept = tuple[str, tuple[str, ...], bytes]
@@ -46,7 +47,7 @@ _ENVIRONMENTS = 8  # cache files kept, of one state of conf/
 def contents(conf: Path) -> Mapping[str, bytes]:
     """All configuration files, as they were when this process first asked: what it composes is of that time too."""
     every = (Path(folder, file) for folder, _, files in os.walk(conf) for file in files)
-    paths = sorted(path for path in every if path.suffix == ".yaml")
+    paths = sorted(path for path in every if path.suffix == ".yaml" and is_choice(path))
     return {path.relative_to(conf).as_posix(): path.read_bytes() for path in paths}
 
 

@@ -85,7 +85,7 @@ def _extension(package: Package) -> dict[str, Any]:
     tracked = _git(package.folder, "ls-files", "--", "*.py")
     state = _state_of(package.folder, ("*.py", "conf")) if tracked else {"commit": None, "dirty": None}
     digest = hashlib.sha256()
-    for path in sorted(package.folder.rglob("*.py")):
+    for path in sorted(path for path in package.folder.rglob("*.py") if path.is_file()):  # no editor's dangling link
         for part in (path.relative_to(package.folder).as_posix().encode(), path.read_bytes()):
             digest.update(len(part).to_bytes(8, "big") + part)
     return {"version": _version(_distribution(package.name)), **state, "digest": digest.hexdigest()[:16]}

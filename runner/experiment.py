@@ -153,6 +153,14 @@ def make_model(config: Config, data: Dataset, device: torch.device) -> nn.Module
     return model.to(device)
 
 
+def without_hooks(model: nn.Module) -> nn.Module:
+    """The network without what `make_model` hung on it: it takes images in any memory format, for itself."""
+    for number, hook in list(model._forward_pre_hooks.items()):
+        if hook is _channels_last:
+            del model._forward_pre_hooks[number]
+    return model
+
+
 def _channels_last(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     images, *rest = inputs
     return (images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images, *rest)

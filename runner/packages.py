@@ -151,9 +151,14 @@ def _check_papers(found: Iterable[Package]) -> None:
             whose[paper] = package.name
 
 
+def is_choice(path: Path) -> bool:
+    """Whether it is a file, and not one that an editor hides beside the one it edits."""
+    return path.is_file() and not path.name.startswith(".")
+
+
 def _files(folder: Path | None) -> Iterator[str]:
     """The YAML files of a folder, however deep, as posix paths."""
-    for path in sorted(folder.rglob("*.yaml") if folder else []):
+    for path in sorted(filter(is_choice, folder.rglob("*.yaml") if folder else [])):
         yield path.relative_to(folder or path).as_posix()
 
 

@@ -19,6 +19,7 @@ from methods.allocation import prunable_weights
 from models.account import account
 from runner.build import build
 from runner.errors import Misuse
+from runner.experiment import without_hooks
 from runner.export import exported, zeros
 from runner.identity import Config
 from runner.records import write_atomic
@@ -54,7 +55,7 @@ def of_run(path: Path, config: Config, steps: int, images: int, out: Path) -> di
         raise Misuse(f"{out} holds something else already; name another folder with --out.")
     trainer = finished(path, config, steps)
     e = trainer.e
-    model = e.method.finalize(trainer.model).eval().cpu()
+    model = e.method.finalize(without_hooks(trainer.model)).eval().cpu()
     state = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
     content = _saved(lambda file: torch.save(state, file))
     again = torch.load(io.BytesIO(content), weights_only=True)

@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from runner.errors import Misuse
 
 HIDDEN = "(hidden)"
-_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_ID)?$", re.IGNORECASE)
+_NAME = re.compile(
+    r"(?:(?:^|_|API)KEY|TOKEN|SECRET|PASSWORD|PASSWD|(?:^|_)PWD|PASS|(?:^|_)PAT|(?:^|_)JWT|CREDENTIALS?)(?:_ID)?$",
+    re.IGNORECASE,
+)
+_PLACES = ("PWD", "OLDPWD")  # of the shell: folders
 _LEAST = 12  # characters of a secret; less may stand anywhere by chance
-_PASSWORD = re.compile(r"(?<=://)[^\s/@:\"']*:[^\s/@\"']+(?=@)")
+_PASSWORD = re.compile(r"(?<=://)[^\s/@:\"']*:[^\s/@\"']+(?=@)|(?<=://)[^\s/@:\"']{20,}(?=@)")
 
 
 def check(text: str) -> None:
@@ -31,4 +35,10 @@ def redacted(text: str) -> str:
 
 
 def _secrets() -> Iterator[tuple[str, str]]:
-    return ((name, value) for name, value in os.environ.items() if len(value) >= _LEAST and _NAME.search(name))
+    """The longest first, since one may begin like another. What names a file or a folder is none: its path is known."""
+    found = [
+        (name, value)
+        for name, value in os.environ.items()
+        if len(value) >= _LEAST and _NAME.search(name) and name not in _PLACES and not os.path.exists(value)
+    ]
+    return iter(sorted(found, key=lambda pair: -len(pair[1])))

@@ -83,6 +83,10 @@ def freeze(folder: Path, tasks: Sequence[Task], facts: dict[str, Any]) -> Path:
         )
         for task in tasks
     ]
+    if (size := sum(map(len, lines))) > untrusted.LARGEST:
+        raise Misuse(
+            f"{len(tasks):,} tasks make a file of {size:,} bytes, and {untrusted.LARGEST:,} are read; submit parts."
+        )
     created = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(folder / FACTS, {"schema": SCHEMA, "created": created, "git": git_state(), "tasks": len(tasks), **facts})
     write_atomic(folder / TASKS, "".join(f"{line}\n" for line in lines))

@@ -166,6 +166,8 @@ def _bounded(loader: Any) -> Any:
         pass
 
     def whole(self: Any, node: yaml.ScalarNode) -> int:
+        if len(node.value) > 4 * LONGEST:  # in base 2, or in base 60, which takes long to read
+            raise ValueError(f"a whole number has more than {LONGEST} digits")
         found: int = loader.construct_yaml_int(self, node)
         if found.bit_length() > 996:  # LONGEST digits
             raise ValueError(f"a whole number has more than {LONGEST} digits")

@@ -275,8 +275,9 @@ def _release(options: Any) -> int:
 
     config = here(record.config, options.data, options.device)
     out = options.out or record.path / "release"
+    run = ledger.whole(record, Collection({}))
     found = of_run(record.path, config, summary["steps"], options.images, out)
-    write_atomic(out / "README.md", card(ledger.whole(record, Collection({})), found).encode())
+    write_atomic(out / "README.md", card(run, found).encode())
     print(text.release(found), end="")
     say([f"The network and its card are in {out}."])
     return 0

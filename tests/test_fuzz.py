@@ -67,6 +67,14 @@ SNIPPETS = st.sampled_from(
 DAMAGE = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 0.2), SNIPPETS | st.binary(max_size=4)), max_size=3)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_cells() -> Iterator[None]:
+    """All tables are read for the cells that read a run: of one record in ten thousand that would take hours."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("results.ledger.cells", lambda record: [])
+        yield
+
+
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The way to every value within `value`."""
     yield at

@@ -538,7 +538,7 @@ YAML_BOMBS: dict[str, tuple[str, str]] = {
         "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 80)),
         "nested more than 64 deep",
     ),
-    "digits": (f"model: {HUGE}\n", "Exceeds the limit (4300 digits)"),
+    "digits": (f"model: {HUGE}\n", "a whole number has more than 300 digits"),
     "hexadecimal": (f"seed: 0x{'f' * 5000}\n", "a whole number has more than 300 digits"),
     "sexagesimal": (f"seed: 1{':59' * 1000}\n", "a whole number has more than 300 digits"),
     "python": ("model: !!python/object/apply:os.system [touch broken_in]\n", "could not determine a constructor"),
@@ -805,6 +805,29 @@ def test_what_is_no_password_may_be_said(secrets: tuple[str, ...], text: str) ->
 
     secrecy.check(text)
     assert secrecy.redacted(text) == text
+
+
+def test_what_counts_as_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name of its variable; not a path that is there, nor a word that only ends like one."""
+    from runner import secrecy
+
+    told = {
+        "A_TOKEN": "abcdefghijkl",
+        "B_TOKEN": "abcdefghijklSECRETTAIL",
+        "WANDB_PWD": "correct'horse'battery",
+        "GITHUB_PAT": "github_pat_1234567",
+        "SLURM_JWT": "eyJhbGciOiJI",
+    }
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+        with pytest.raises(Misuse, match="an override says what the environment's"):
+            compose(["runs='" + value.replace("'", "\\'") + "'"])
+    for value in told.values():
+        assert secrecy.redacted(f"it was {value}.") == "it was (hidden)."
+    assert secrecy.redacted("https://ghp_0123456789abcdefghij@github.com") == "https://(hidden)@github.com"
+    monkeypatch.setenv("MONKEY", "classification")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path))
+    compose(["task=classification", f"runs={tmp_path}"])
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def test_a_diverged_run_is_told_as_often_as_it_is_asked_for(
     """Its record spells what is not finite as text."""
     for _ in range(2):
         assert main(["-m", *tiny, "schedule.lr=0.2,1e30"]) == 3
-    assert "train/loss nan" in capsys.readouterr().out.splitlines()[-1]
+    assert "train/loss nan" in capsys.readouterr().out.splitlines()[-3]
     assert summaries(tmp_path) == ["completed", "diverged"]
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from methods.allocation import prunable_weights
+from results.render.card import _choice
 from runner.compose import compose
 from runner.execute import execute
 from runner.identity import run_dir
@@ -118,6 +119,28 @@ def test_a_second_release_takes_the_place_of_the_first(tmp_path: Path) -> None:
     before = (out / "weights.pt").read_bytes()
     again, *_ = released([*DIGITS, "method=static"], tmp_path)
     assert again == out and (out / "weights.pt").read_bytes() == before and not (out / "compact.pt2").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*DIGITS, "method=sparsevd"],
+        [*COLOUR, "model=wrn_28_2", "model.depth=10", "model.width=1", "memory_format=channels_last"],
+    ],
+    ids=["a network that is settled once", "a memory format of training"],
+)
+def test_what_training_hung_on_a_network_is_left_behind(overrides: list[str], tmp_path: Path) -> None:
+    out, model, images = released(overrides, tmp_path)
+    own = next(line for line in lines(out) if "regrow's own" in line)
+    with torch.no_grad():
+        assert torch.allclose(in_a_new_process(own, out, images, regrow=True), model(images), atol=1e-5)
+
+
+def test_the_card_of_a_librarys_model_does_not_take_our_words() -> None:
+    theirs = {"name": "resnet18", "_target_": "models.catalog.timm_model", "pretrained": False}
+    ours = {"name": "dense", "_target_": "methods.base.Method"}
+    assert _choice("model", {"model": theirs}) == "`models.catalog.timm_model`, name resnet18 Options: pretrained False"
+    assert _choice("method", {"method": ours}).startswith("Dense training")
 
 
 @pytest.mark.slow

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from results.render.ledger import code, figure
-from runner.compose import headline
+from runner.compose import file, headline
 
 _WHAT = {
     "weights.pt": "plain weights (a state dict of torch tensors, zeros exactly 0); buffers of batch norms included",
@@ -22,6 +23,7 @@ def card(run: Mapping[str, Any], release: Mapping[str, Any]) -> str:
     """`run`: `results.ledger.whole`; `release`: what `runner.release.of_run` says of its files."""
     config, environment = run["config"], run["environment"]
     zero, total = (sum(counts) for counts in zip(*release["zeros"].values(), strict=True))
+    profile = config.get("profile") or {}
     share = f"{100 * zero / total:.2f} % of {total:,} weights of convolutions and linear layers are 0"
     lines = [
         f"# {config['model']['name']}, {config['method']['name']}, {config['dataset']['name']}",
@@ -32,16 +34,16 @@ def card(run: Mapping[str, Any], release: Mapping[str, Any]) -> str:
         "|---|---|",
     ]
     facts = {
-        "Method": headline("method", config["method"]["name"]),
-        "Model": headline("model", config["model"]["name"]),
-        "Data": f"{headline('dataset', config['dataset']['name'])} Digest {config['dataset'].get('digest')}.",
-        "Profile": f"{config['profile']['name']}: {config['profile']['says']}",
+        "Method": _choice("method", config),
+        "Model": _choice("model", config),
+        "Data": f"{_choice('dataset', config)}; digest {config['dataset'].get('digest')}",
+        "Profile": ": ".join(str(profile[name]) for name in ("name", "says") if name in profile) or "unknown",
         "Tables that read this run": " ".join(f"`{address}`" for address in run["cells"]) or "none",
         "Run": f"key `{run['key']}`, seed {run['seed']}, {run['epochs']} epochs",
         "Commit": f"`{code(run)}`" if code(run) else "unknown",
         "Made with": ", ".join(f"{name} {version}" for name, version in (environment.get("packages") or {}).items()),
         "On": f"{environment.get('device_name') or environment.get('device')}, {environment.get('platform')}",
-        "Precision of training": config["precision"],
+        "Precision of training": config.get("precision", "fp32"),
     }
     lines += [f"| {name} | {_cell(text)} |" for name, text in facts.items()]
     lines += ["", "## Measured", "", "| metric, of the last epoch | |", "|---|---|"]
@@ -73,19 +75,30 @@ def card(run: Mapping[str, Any], release: Mapping[str, Any]) -> str:
             f"{_numbers(release['input']['scale'])} (per channel)."
         )
     lines += ["", "## Files", "", "| file | bytes | SHA-256 | |", "|---|---|---|---|"]
-    for name, file in release["files"].items():
+    for name, told in release["files"].items():
         checked = release["outputs"].get(name)
         far = (
             f"; outputs within {checked['difference']:.1e} of the largest on {checked['images']} test images"
             if checked
             else ""
         )
-        lines.append(f"| {name} | {file['bytes']:,} | `{file['sha256']}` | {_WHAT[name]}{far} |")
+        lines.append(f"| {name} | {told['bytes']:,} | `{told['sha256']}` | {_WHAT[name]}{far} |")
     lines += [f"| {name} | - | - | left out: {_cell(why)} |" for name, why in release["missing"].items()]
     lines += ["", "## Zeros by layer", "", "| weight | zeros | of | |", "|---|---|---|---|"]
     for name, (none, count) in release["zeros"].items():
         lines.append(f"| {name} | {none:,} | {count:,} | {100 * none / count:.2f} % |")
     return "\n".join(lines) + "\n"
+
+
+def _choice(group: str, config: Mapping[str, Any]) -> str:
+    """What the file of the choice says of it, if it is that file's, and the options; names of libraries have none."""
+    section = config[group]
+    name, target = str(section["name"]), section.get("_target_")
+    path = file(group, name)
+    ours = path.is_file() and re.search(rf"^ *_target_: {re.escape(str(target))}$", path.read_text(), re.MULTILINE)
+    options = {key: value for key, value in section.items() if key not in ("name", "revision", "_target_", "digest")}
+    said = headline(group, name) if ours else f"`{target}`, name {name}"
+    return f"{said} Options: {', '.join(f'{key} {value}' for key, value in options.items())}" if options else said
 
 
 def _science(overrides: list[str]) -> list[str]:
