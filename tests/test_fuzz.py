@@ -36,7 +36,7 @@ from tests.test_results_cells import TABLE
 from tests.test_results_records import SET, fake_compose, write_run
 
 CASES = 300  # of each reader
-SLOW_CASES = 5000
+SLOW_CASES = 1000
 
 
 # Cases: a value with other values in it, or its text with damage to its bytes
