@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,16 +47,11 @@ def exported(model: nn.Module, example: Tensor, facts: Mapping[str, object] | No
     if not isinstance(example, Tensor) or not example.is_floating_point():
         raise Misuse("Only networks of images can be exported: this one's input is no tensor of numbers.")
     training = model.training
-    chatter = logging.getLogger("torch.onnx")
-    level = chatter.level
-    chatter.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly("torch.onnx"):
             program = torch.onnx.export(
                 model.eval(),
-                # One sample would be taken for a fixed size.
-                (example.repeat(2, *[1] * (example.ndim - 1))[: max(2, len(example))],),
+                (at_least_two(example),),
                 dynamo=True,
                 opset_version=_EXPORTED,
                 input_names=[INPUT],
@@ -67,7 +63,6 @@ def exported(model: nn.Module, example: Tensor, facts: Mapping[str, object] | No
         raise Misuse(f"This network cannot be exported: {str(error).splitlines()[0].rstrip('.')}.") from error
     finally:
         model.train(training)
-        chatter.setLevel(level)
     assert program is not None
     proto = program.model_proto
     _strip(proto)
@@ -79,6 +74,25 @@ def exported(model: nn.Module, example: Tensor, facts: Mapping[str, object] | No
         proto.metadata_props.add(key=name, value=str(value))
     onnx.checker.check_model(proto)
     return proto
+
+
+def at_least_two(example: Tensor) -> Tensor:
+    """A batch like `example` of two samples or more: one would be taken for a fixed size."""
+    return example.repeat(2, *[1] * (example.ndim - 1))[: max(2, len(example))]
+
+
+@contextmanager
+def quietly(logger: str) -> Iterator[None]:
+    """Without torch's warnings, and with nothing but errors from this logger of its own."""
+    chatter = logging.getLogger(logger)
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        chatter.setLevel(level)
 
 
 def _strip(proto: ModelProto) -> None:

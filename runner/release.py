@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import io
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from models.account import account
 from runner.build import build
 from runner.errors import Misuse
 from runner.experiment import without_hooks
-from runner.export import exported, zeros
+from runner.export import at_least_two, exported, quietly, zeros
 from runner.identity import Config
 from runner.records import write_atomic
 from runner.repeat import finished
@@ -199,15 +197,10 @@ def _filled(loader: Loader, state: Mapping[str, Tensor], model: nn.Module, batch
 
 def _program(model: nn.Module, example: Tensor) -> tuple[bytes, Callable[[Tensor], Tensor]]:
     """A torch.export program of the network, its batch size open, and what it computes once read back."""
-    chatter = logging.getLogger("torch.export")
-    level = chatter.level
-    chatter.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            batch = example.repeat(2, *[1] * (example.ndim - 1))[: max(2, len(example))]
+        with quietly("torch.export"):
             program = torch.export.export(
-                model.eval(), (batch,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
+                model.eval(), (at_least_two(example),), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
             )
             for module in program.graph_module.modules():
                 for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
@@ -216,8 +209,6 @@ def _program(model: nn.Module, example: Tensor) -> tuple[bytes, Callable[[Tensor
             again = torch.export.load(io.BytesIO(content)).module()
     except Exception as error:
         raise Misuse(f"torch.export cannot take it: {str(error).splitlines()[0]}") from error
-    finally:
-        chatter.setLevel(level)
     return content, again
 
 
