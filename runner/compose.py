@@ -199,8 +199,7 @@ def _compose(overrides: tuple[str, ...]) -> Composition:
     from runner import hydra_groups
 
     found = Composition(_finish(hydra_groups.resolve(overrides), overrides))
-    for text in _texts([list(overrides), found.config]):
-        secrecy.check(text)
+    secrecy.check(_texts([overrides, found.config]))
     return found
 
 

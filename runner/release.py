@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from methods.allocation import prunable_weights
-from models.account import account
 from runner.build import build
 from runner.errors import Misuse
 from runner.experiment import without_hooks
@@ -32,7 +30,7 @@ _BATCH = 128  # images compared at a time
 class Loader:
     """One line of Python that gives a model with the weights, in the folder of the files, and the model it would fill.
 
-    `needs`: the library whose model that is; None where it is regrow's own.
+    `needs`: the library whose model that is; None of the function that built the run's.
     """
 
     needs: str | None
@@ -44,7 +42,8 @@ def of_run(path: Path, config: Config, steps: int, images: int, out: Path) -> di
     """Write the files of a run's network, in fp32, into the folder `out`; what they are and how they were compared.
 
     Every file is read back first and must give the network's outputs on `images` test images: the weights, loaded into
-    a new model, exactly, the others up to rounding. What cannot be made of this network is left out and says why.
+    a new model, exactly, the others up to rounding; weights of networks of texts are only loaded. What cannot be made
+    of this network is left out and says why.
     Misuse when the run's last checkpoint cannot be had, when its weights do not come back, or for a folder that holds
     anything else.
     """
@@ -103,7 +102,6 @@ def of_run(path: Path, config: Config, steps: int, images: int, out: Path) -> di
         write_atomic(out / name, whole)
     for name in missing:  # of an earlier release
         (out / name).unlink(missing_ok=True)
-    size = account(model, e.data.in_shape) if pictures else None
     weights = prunable_weights(model)
     return {
         "files": {
@@ -116,9 +114,7 @@ def of_run(path: Path, config: Config, steps: int, images: int, out: Path) -> di
         "num_classes": e.data.num_classes,
         "input": _input(e.data),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "macs": None if size is None else size.macs,
         "zeros": {name: [int((weight == 0).sum()), weight.numel()] for name, weight in weights.items()},
-        "versions": {name: importlib.metadata.version(name) for name in ("torch",)},
     }
 
 
@@ -137,7 +133,7 @@ def _input(data: Any) -> dict[str, list[float]] | None:
 
 
 def _loaders(config: Config, num_classes: int, in_shape: tuple[int, ...]) -> Iterator[Loader]:
-    """Regrow's own model function, then models of torchvision and timm that have the network's name."""
+    """The model function of the configuration, then models of torchvision and timm that have the network's name."""
     section = config["model"]
     given = {"num_classes": num_classes, "in_shape": tuple(in_shape)}
     module, _, function = section["_target_"].rpartition(".")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from runner.errors import Misuse
 
@@ -15,11 +15,12 @@ _NAME = re.compile(
 )
 _PLACES = ("PWD", "OLDPWD")  # of the shell: folders
 _LEAST = 12  # characters of a secret; less may stand anywhere by chance
-_PASSWORD = re.compile(r"(?<=://)[^\s/@:\"']*:[^\s/@\"']+(?=@)|(?<=://)[^\s/@:\"']{20,}(?=@)")
+_PASSWORD = re.compile(r"(?<=://)[^\0\s/@:\"']*:[^\0\s/@\"']+(?=@)|(?<=://)[^\0\s/@:\"']{20,}(?=@)")
 
 
-def check(text: str) -> None:
-    """Misuse when a text that is to be recorded has a secret in it; the sentence does not tell it."""
+def check(texts: Iterable[str]) -> None:
+    """Misuse when one of the texts that are to be recorded has a secret in it; the sentence does not tell it."""
+    text = "\0".join(texts)  # which no variable of the environment can hold, and no address
     for name, value in _secrets():
         if value in text:
             raise Misuse(f"an override says what the environment's {name} holds, and records keep it; leave it out.")
@@ -34,11 +35,11 @@ def redacted(text: str) -> str:
     return _PASSWORD.sub(HIDDEN, text)
 
 
-def _secrets() -> Iterator[tuple[str, str]]:
+def _secrets() -> list[tuple[str, str]]:
     """The longest first, since one may begin like another. What names a file or a folder is none: its path is known."""
     found = [
         (name, value)
         for name, value in os.environ.items()
         if len(value) >= _LEAST and _NAME.search(name) and name not in _PLACES and not os.path.exists(value)
     ]
-    return iter(sorted(found, key=lambda pair: -len(pair[1])))
+    return sorted(found, key=lambda pair: -len(pair[1]))

@@ -812,7 +812,7 @@ def test_a_secret_in_an_override_is_refused_and_not_repeated(
 def test_what_is_no_password_may_be_said(secrets: tuple[str, ...], text: str) -> None:
     from runner import secrecy
 
-    secrecy.check(text)
+    secrecy.check([text])
     assert secrecy.redacted(text) == text
 
 

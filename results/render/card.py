@@ -107,7 +107,7 @@ def _science(overrides: list[str]) -> list[str]:
 
 
 def _origin(library: str | None) -> str:
-    return "  # regrow's own function" if library is None else f"  # a model of {library}"
+    return "  # the function that built it" if library is None else f"  # a model of {library}"
 
 
 def _cell(text: str) -> str:
