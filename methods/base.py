@@ -211,6 +211,9 @@ class Masked(Method):
     # What these methods are told is the share of pruned layers' weights; another target must be searched for.
     knobs: ClassVar[tuple[Knob, ...]] = share()
 
+    #: Whether a weight that is dropped never comes back, or without the momentum that it had.
+    forgets = False
+
     def setup(self, model: nn.Module) -> nn.Module:
         model = super().setup(model)
         if not self.weights:
@@ -227,7 +230,7 @@ class Masked(Method):
         return True
 
     def after_step(self, ctx: Context) -> None:
-        self.mask.project()
+        self.mask.hold(ctx.optimizer, self.forgets)
 
     def masks(self) -> dict[str, Tensor]:
         return self.mask.as_dict()

@@ -32,6 +32,8 @@ class GMP(Masked):
     allocation: Ranking = "uniform"
     layer_floor: Annotated[int, "0 <= x"] = 0
 
+    forgets = True
+
     #: The first i that prunes.
     first: ClassVar[int] = 1
 
@@ -54,7 +56,7 @@ class GMP(Masked):
     def after_step(self, ctx: Context) -> None:
         if (sparsity := self.due(ctx)) is not None:
             self.prune(sparsity)
-        self.mask.project()
+        self.mask.hold(ctx.optimizer, self.forgets)
 
     def due(self, ctx: Context) -> float | None:
         """The sparsity that a pruning after this step reaches; None where no pruning is due."""

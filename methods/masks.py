@@ -26,6 +26,8 @@ class Masks:
         self.names = list(weights)
         self.weights = list(weights.values())
         self.tensors = [torch.ones_like(w, requires_grad=False) for w in self.weights]
+        self.held = -1  # the changes that `loose` knows of
+        self.loose: list[Tensor | None] = []
 
     @torch.no_grad()
     def set(self, index: int, mask: Tensor) -> None:
@@ -61,6 +63,29 @@ class Masks:
             torch._foreach_mul_(self.weights, self.tensors)
 
     @torch.no_grad()
+    def hold(self, optimizer: torch.optim.Optimizer, forget: bool = False) -> None:
+        """What `project` does after a step of gradients that `mask_grads` has masked, but sooner.
+
+        Where neither gradient nor state is, an optimizer that treats each weight by itself does not move a zero: after
+        the first step with new masks only those dropped weights are projected that had momentum then. `forget` the
+        state of dropped weights, where nobody asks for it again: then there are none.
+        """
+        if self.held != (changes := self.changes()) or type(optimizer) not in _BY_WEIGHT:
+            self.project()
+            if forget:
+                for weight, mask in zip(self.weights, self.tensors, strict=True):
+                    reset_state(optimizer, weight, mask == 0)
+            self.loose = [_loose(optimizer, w, m) for w, m in zip(self.weights, self.tensors, strict=True)]
+            self.held = changes
+            return
+        for weight, mask, loose in zip(self.weights, self.tensors, self.loose, strict=True):
+            if loose is None:
+                weight.mul_(mask)
+            elif loose.numel():
+                flat = weight.view(-1)
+                flat.index_copy_(0, loose, flat.index_select(0, loose).mul_(0))
+
+    @torch.no_grad()
     def mask_grads(self) -> None:
         """Set the gradient of every dropped weight to zero, so that no momentum builds up behind the mask."""
         pairs = [(w.grad, m) for w, m in zip(self.weights, self.tensors, strict=True) if w.grad is not None]
@@ -81,6 +106,22 @@ class Masks:
                     f"mask of {name} has shape {tuple(mask.shape)}, not {tuple(self.tensors[index].shape)}"
                 )
             self.set(index, mask)
+
+
+#: Optimizers that move a weight by its own gradient, value and state alone, and a zero without gradient and state not.
+_BY_WEIGHT = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RMSprop)
+
+
+def _loose(optimizer: torch.optim.Optimizer, weight: Tensor, mask: Tensor) -> Tensor | None:
+    """The flat positions of dropped weights that the optimizer's state may move; None for many, or unknown ones."""
+    states = [s for s in optimizer.state.get(weight, {}).values() if isinstance(s, Tensor) and s.shape == weight.shape]
+    if not weight.is_contiguous() or not all(state.is_contiguous() for state in states):
+        return None
+    moved = torch.zeros_like(mask, dtype=torch.bool)
+    for state in states:
+        moved |= state != 0
+    found = moved.logical_and_(mask == 0).view(-1).nonzero().view(-1)
+    return found if 16 * found.numel() <= weight.numel() else None
 
 
 def top_mask(scores: Tensor, keep: int, pursuit: Pursuit | None = None) -> Tensor:

@@ -31,6 +31,7 @@ class Rewiring(Static):
 
     def __post_init__(self) -> None:
         self.periods = EpochRanges.parse(self.period)  # type: ignore[arg-type]
+        self.forgets = self.reset_momentum
 
     def due(self, ctx: Context) -> bool:
         """Whether a rewiring follows the current step."""
@@ -38,7 +39,7 @@ class Rewiring(Static):
         return ctx.step > 0 and ctx.step % period == 0 and ctx.step < self.stop * ctx.total_steps
 
     def after_step(self, ctx: Context) -> None:
-        self.mask.project()
+        self.mask.hold(ctx.optimizer, self.forgets)
         if self.due(ctx):
             self.rewire(ctx)
 

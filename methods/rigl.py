@@ -35,6 +35,8 @@ class RigL(Static):
     stop: Annotated[float, "0 < x <= 1"] = 0.75
     from_start: bool = False
 
+    forgets = True
+
     def begin(self, ctx: Context) -> None:
         last = math.ceil(self.stop * ctx.total_steps) - 1  # the last step at which masks may move
         if last < self.period and not self.from_start:

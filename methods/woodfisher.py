@@ -46,9 +46,10 @@ class WoodFisher(GMP):
     first: ClassVar[int] = 0
 
     def after_step(self, ctx: Context) -> None:
+        self.mask.hold(ctx.optimizer, self.forgets)  # before: the Fisher matrix is that of the network as it computes
         if sparsity := self.due(ctx):
             self.prune_by_fisher(ctx, sparsity)
-        self.mask.project()
+            self.mask.project()
 
     @torch.no_grad()
     def prune_by_fisher(self, ctx: Context, sparsity: float) -> None:

@@ -81,7 +81,7 @@ def _steps(options: Any) -> list[Figure]:
     chosen = [*_methods(options, methods()), *(() if options.method else (*SELDOM, PEER))]
     found = []
     for case in _cases(options, ("lenet_300_100", "resnet20", "wrn_28_2")):
-        found += overheads(case, chosen, options.rounds, 64 if "lenet" in case.model else 24)
+        found += overheads(case, chosen, options.rounds, max(24, 2 * case.period))
     return found
 
 

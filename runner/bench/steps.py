@@ -36,10 +36,12 @@ class Case:
     epoch: int
     #: The batch with which the difference to dense training is measured.
     small: int = 2
+    #: Steps between updates of the masks here; what an update costs is spread over the method's own period.
+    period: int = 8
 
 
 CASES = {
-    "lenet_300_100": Case("lenet_300_100", "[1,28,28]", 100, 600, small=100),
+    "lenet_300_100": Case("lenet_300_100", "[1,28,28]", 100, 600, small=100, period=100),
     "resnet20": Case("resnet20", "[3,32,32]", 128, 391),
     "wrn_28_2": Case("wrn_28_2", "[3,32,32]", 128, 391),
     "resnet50": Case("resnet50", "[3,64,64]", 256, 5005),
@@ -60,7 +62,6 @@ PEER = "torch.nn.utils.prune"
 #: What public implementations of SET, SNFS, RigL, ITOP and GraNet, and parameter-transforming layers (LATS, STR,
 #: edge-popup, IteRand) were found to cost on another machine; they cannot be installed from an index.
 QUOTED = {"lenet_300_100": "public codes, elsewhere: masks 1.08 to 2.5, transformed weights 1.3 to 4.3"}
-_PERIOD = 8  # steps between updates here; what an update costs is spread over the method's own period
 
 
 def methods() -> list[str]:
@@ -145,10 +146,11 @@ class Stepper:
         method: str,
         batch: int,
         steps: int,
-        period: int = _PERIOD,
+        period: int | None = None,
         forward: bool = True,
         more: Sequence[str] = (),
     ) -> None:
+        period = period or case.period
         given = [
             f"model={case.model}",
             "dataset=synthetic",
