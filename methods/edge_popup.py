@@ -102,19 +102,19 @@ class EdgePopup(Feedback):
             raise ValueError("scale_fan = pruned makes no weights of pruned = 0; use scale_fan = kept")
 
     def compress(self) -> None:
-        for index, scores in enumerate(self.computed):
-            self.choose(index, scores.abs_() if self.rank == "magnitude" else scores)
-        self.mask.set_all(self.computed)
-        torch._foreach_mul_(self.computed, self.frozen)
+        for index, (computed, frozen) in enumerate(zip(self.computed, self.frozen, strict=True)):
+            self.choose(index, computed.abs_() if self.rank == "magnitude" else computed)
+            torch.mul(frozen, self.mask.tensors[index], out=computed)
 
     def choose(self, index: int, scores: Tensor) -> None:
-        """Replace the `scores` of layer `index`, in place, by ones and zeros: its mask, which keeps the best."""
+        """Bring the mask of layer `index` up to the `scores`: it keeps the best."""
         n, pursuit = scores.numel(), self.pursuits[index]
         if self.rounding == "percentile":
-            scores.ge_(pursuit.kth_largest(scores.reshape(-1), n - round(self.pruned * (n - 1))))
+            least = pursuit.kth_largest(scores.detach().reshape(-1), n - round(self.pruned * (n - 1)))
+            torch.ge(scores, least, out=self.mask.tensors[index])
         else:
             keep = n - int(self.pruned * n) if self.rounding == "floor" else kept_of(n, self.pruned)
-            scores.copy_(top_mask(scores, keep, pursuit).view_as(scores))
+            self.mask.set(index, top_mask(scores, keep, pursuit))
 
     @torch.no_grad()
     def before_step(self, ctx: Context) -> bool:

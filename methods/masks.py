@@ -39,11 +39,6 @@ class Masks:
         else:
             own.copy_(mask.view_as(own))
 
-    @torch.no_grad()
-    def set_all(self, masks: list[Tensor]) -> None:
-        """Replace all masks, by floats of one and zero."""
-        torch._foreach_copy_(self.tensors, masks)
-
     def kept(self, index: int) -> Tensor:
         """The flat boolean mask of weight `index`."""
         return self.tensors[index].view(-1) != 0
@@ -113,10 +108,8 @@ _BY_WEIGHT = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.
 
 
 def _loose(optimizer: torch.optim.Optimizer, weight: Tensor, mask: Tensor) -> Tensor | None:
-    """The flat positions of dropped weights that the optimizer's state may move; None for many, or unknown ones."""
+    """The flat positions of dropped weights that the optimizer's state may move; None where they are many."""
     states = [s for s in optimizer.state.get(weight, {}).values() if isinstance(s, Tensor) and s.shape == weight.shape]
-    if not weight.is_contiguous() or not all(state.is_contiguous() for state in states):
-        return None
     moved = torch.zeros_like(mask, dtype=torch.bool)
     for state in states:
         moved |= state != 0
@@ -186,14 +179,16 @@ def kth_largest(flat: Tensor, k: int) -> Tensor:
 class Pursuit:
     """`kth_largest` of numbers that change little from call to call: the same answer, whatever they do, but sooner.
 
-    It remembers an interval around its last answer, at least thrice as wide to either side as the answer has just
-    moved. All numbers are compared with its ends, and where the next answer is inside, the few that are there with it
-    are ranked. Where it is not, or where they are not few, `kth_largest` is asked. What is remembered changes the time
-    that an answer takes and nothing else, so that no run saves it.
+    It expects the next answer where the last one was, or, while answers move steadily, as far from there as that was
+    from the one before; and looks in an interval around it, thrice as wide to either side as it was wrong by. All
+    numbers are compared with its ends, and where the answer is inside, the few that are there with it are ranked. Where
+    it is not, or where they are not few, `kth_largest` is asked. What is remembered changes the time that an answer
+    takes and nothing else, so that no run saves it.
     """
 
     def __init__(self) -> None:
-        self.middle = self.half = math.nan  # of the interval, which no number is outside of now
+        self.last = self.moved = self.expected = math.nan
+        self.half = math.nan  # of the interval around `expected`, which no number is outside of now
         self.sides = np.empty((2, 0), dtype=bool)  # which numbers are above it, and below
 
     def kth_largest(self, flat: Tensor, k: int) -> Tensor:
@@ -203,17 +198,25 @@ class Pursuit:
         values = flat.detach().numpy()
         answer = self._inside(values, k)
         if answer is not None:
-            last, self.middle = self.middle, float(answer)
-            self.half = max(0.9 * self.half, 3 * abs(self.middle - last))
+            self.half = max(0.9 * self.half, 3 * self._missed(float(answer)))
             return torch.from_numpy(np.asarray(answer))
         found = kth_largest(flat, k)
-        moved, self.middle = abs(float(found) - self.middle), float(found)
+        missed = self._missed(float(found))
+        if missed <= self.half:  # there were too many with it
+            self.half /= 8
+            return found
         few = np.sort(values[:: values.size // _FEW])
-        at = int(np.searchsorted(few, self.middle))
+        at = int(np.searchsorted(few, self.last))
         least, most = (float(few[min(at + n, few.size - 1)]) - float(few[max(at - n, 0)]) for n in (2, 20))
-        # Outside of an interval: it was too narrow for how far answers move. Inside of one: too crowded.
-        self.half = max(least, min(2 * moved, most)) if moved > self.half else least
+        self.half = least if math.isnan(self.half) else min(3 * missed, most)
         return found
+
+    def _missed(self, answer: float) -> float:
+        """How far the answer is from what was expected; the next one is expected now."""
+        missed, moved = abs(answer - self.expected), answer - self.last
+        steady = 2 * abs(moved - self.moved) < abs(moved)
+        self.last, self.moved, self.expected = answer, moved, answer + (moved if steady else 0.0)
+        return missed
 
     def _inside(self, values: np.ndarray[Any, Any], k: int) -> Any:
         """The k-th largest if it is in the interval and one of few there, else None."""
@@ -221,8 +224,8 @@ class Pursuit:
             self.sides = np.empty((2, values.size), dtype=bool)
         above, below = self.sides
         with np.errstate(over="ignore"):  # an end beyond what the numbers' type can hold is infinite
-            np.greater(values, self.middle + self.half, out=above)
-            np.less(values, self.middle - self.half, out=below)
+            np.greater(values, self.expected + self.half, out=above)
+            np.less(values, self.expected - self.half, out=below)
         rank = k - int(np.count_nonzero(above))
         where = np.flatnonzero(np.equal(above, below, out=below))  # on neither side, where NaN is, too
         if not 1 <= rank <= where.size <= values.size // 10:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from methods.base import Context
 from methods.knob import Knob
-from methods.soft_threshold import Link, Scheduled, Scope, SoftThreshold, Source, Trained, summed
+from methods.soft_threshold import Link, Scheduled, Scope, SoftThreshold, Source, Trained, products
 from methods.thresholds import Scheduler
 
 #: What sets the sparsity (Kusupati et al. 2020): the weight decay that makes thresholds grow, and where they start.
@@ -79,6 +79,7 @@ class GPO(SoftThreshold):
         like = self.computed[0]
         self.beta = nn.Parameter(like.new_full((len(self.computed),), self.beta_init))
         self.k = self.shares()
+        self.scratch = [torch.empty_like(w, requires_grad=False) for w in self.computed]
         return Trained(self.weights, self.s_init, self.threshold, "layer", self.threshold_decay)
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -93,19 +94,28 @@ class GPO(SoftThreshold):
         self.k = self.shares()
 
     def compress(self) -> None:
-        clipped = self.clipped()
-        torch._foreach_sub_(self.computed, clipped)
-        torch._foreach_add_(self.computed, torch._foreach_mul(clipped, self.k))
+        self.clip(self.computed, self.scratch)
+        torch._foreach_sub_(self.computed, self.scratch)
+        torch._foreach_mul_(self.scratch, self.k)
+        torch._foreach_add_(self.computed, self.scratch)
 
     def backward(self, grads: list[Tensor], ctx: Context) -> None:
-        torch._foreach_copy_(self.computed, self.dense)
-        clipped = self.clipped()
-        self.beta.grad = self.beta_scale * self.beta.detach().sign() * summed(torch._foreach_mul(grads, clipped))
-        signs = torch._foreach_sign(torch._foreach_sub(self.computed, clipped))
+        self.clip(self.dense, self.computed)
+        self.beta.grad = self.beta_scale * self.beta.detach().sign() * products(grads, self.computed)
+        torch._foreach_sub_(self.computed, self.dense)
+        torch._foreach_sign_(self.computed)  # of clipped w less w: -1 or 1 beyond the threshold, 0 elsewhere
         rest = [1 - k for k in self.k]
-        self.source.learn(summed(torch._foreach_mul(grads, signs)) * torch.stack(rest), ctx)
-        inside = torch._foreach_mul(torch._foreach_abs(signs), rest)
-        torch._foreach_mul_(grads, torch._foreach_add(inside, self.k))
+        self.source.learn(-products(grads, self.computed) * torch.stack(rest), ctx)
+        torch._foreach_abs_(self.computed)
+        torch._foreach_mul_(self.computed, rest)
+        torch._foreach_add_(self.computed, self.k)
+        torch._foreach_mul_(grads, self.computed)
+
+    def clip(self, weights: list[Tensor], out: list[Tensor]) -> None:
+        """Write w - S_d(w) to `out`: w where |w| <= d, else sign(w) d."""
+        limits: Any = self.at_hand() or self.source.limits()
+        for weight, limit, place in zip(weights, limits, out, strict=True):
+            torch.clamp(weight, -limit, limit, out=place)
 
     def masks(self) -> dict[str, Tensor]:
         return {}

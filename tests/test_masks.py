@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -263,11 +264,61 @@ def test_masks_change_in_place() -> None:
     assert masks.tensors[0] is before and before.tolist() == [1.0, 0.0, 1.0] and masks.changes() > changes
 
 
-def test_masks_take_floats_in_place() -> None:
-    masks = masks_of(torch.ones(3), torch.ones(2))
-    first, before = masks.tensors[0], masks.changes()
-    masks.set_all([torch.tensor([0.0, 1.0, 0.0]), torch.ones(2)])
-    assert masks.tensors[0] is first and masks.counts() == [1, 2] and masks.changes() > before
+OPTIMIZERS: dict[str, Callable[[list[torch.Tensor]], torch.optim.Optimizer]] = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-2),
+    "Nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, fused=True),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5),
+    "LAMB-like": lambda p: Restless(p, lr=0.1),
+}
+
+
+class Restless(torch.optim.SGD):
+    """Moves every weight, those without gradient and state, too."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        super().step()
+        for weight in self.param_groups[0]["params"]:
+            weight.add_(0.25)
+
+
+@pytest.mark.parametrize("forget", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_holding_dropped_weights_is_projecting_them(name: str, forget: bool) -> None:
+    """Over steps whose masks stay, lose some weights, lose most, and, unless their state is forgotten, regain them."""
+    rng = torch.Generator().manual_seed(0)
+    first = torch.randn(20, 10, 3, 3, generator=rng)
+    both = [first.clone().requires_grad_() for _ in range(2)]
+    optimizers = [OPTIMIZERS[name]([weight]) for weight in both]
+    masks = [Masks({"w": weight}) for weight in both]
+    seen = set()
+    for step in range(40):
+        grad = torch.randn(first.shape, generator=rng)
+        for weight, optimizer, mask, how in zip(both, optimizers, masks, ("hold", "project"), strict=True):
+            weight.grad = grad.clone()
+            mask.mask_grads()
+            optimizer.step()
+            mask.hold(optimizer, forget) if how == "hold" else mask.project()
+            if forget and how == "project" and step % 10 == 0:  # where nobody looks at it again, it may as well go
+                reset_state(optimizer, weight, mask.tensors[0] == 0)
+        assert torch.equal(*both), step
+        assert torch.equal(both[0] == 0, masks[0].tensors[0] == 0)
+        loose = masks[0].loose[0]
+        seen.add(None if loose is None else loose.numel() > 0)
+        share = {0: 0.98, 10: 0.9, 20: 0.2}.get(step)
+        if share:
+            kept = masks[0].kept(0) & (torch.rand(first.numel(), generator=rng) < share)
+            for mask in masks:
+                mask.set(0, kept)
+        elif step == 30 and not forget:
+            for mask in masks:
+                mask.set(0, torch.ones(first.numel(), dtype=torch.bool))
+    if name in ("SGD", "Nesterov"):
+        assert seen == ({False} if forget else {False, True, None})  # the test has been where it says
+        if forget:
+            state = optimizers[0].state[both[0]]["momentum_buffer"]
+            assert not state[masks[0].tensors[0] == 0].any()
 
 
 def test_masks_load_what_as_dict_gave_and_refuse_others() -> None:
