@@ -74,7 +74,10 @@ class Measured:
 
 
 def rows(runs: Collection, papers: Path = PAPERS) -> list[dict[str, Any]]:
-    """One a paper, in the folders' order, under the names of COLUMNS; `filled` lists what is `Measured`."""
+    """One a paper, in the folders' order, under the names of COLUMNS.
+
+    Beside those `filled` lists what is `Measured`, and `differing` the cells that are read and not as printed.
+    """
     profiles = {_profile(record.config) for record in runs.runs.values()} - {FULL}
     shortened = sorted(str(profile) for profile in profiles if profile)
     found: dict[str, dict[str, Any]] = {}
@@ -83,7 +86,8 @@ def rows(runs: Collection, papers: Path = PAPERS) -> list[dict[str, Any]]:
     for selection in select((), papers):
         paper = selection.table.paper
         row = found.setdefault(
-            paper, {"paper": paper, **dict.fromkeys(COLUMNS[1:11], 0), "figures": drawn[paper], "filled": []}
+            paper,
+            {"paper": paper, **dict.fromkeys(COLUMNS[1:11], 0), "figures": drawn[paper], "filled": [], "differing": []},
         )
         whole = list(fill(selection, runs).cells.values())
         used[paper] |= _methods(whole)
@@ -93,7 +97,7 @@ def rows(runs: Collection, papers: Path = PAPERS) -> list[dict[str, Any]]:
             row["printed"] += len(printed)
             read = [cell for cell in printed if cell.kind == "config"]
             row["read"] += sum(cell.status == "ok" for cell in read)
-            row["differ"] += sum(cell.status == "differs" for cell in read)
+            row["differing"] += [cell for cell in read if cell.status == "differs"]
             others = [cell for cell in printed if cell.kind != "config" and cell.status != "absent"]
             row["train"] += len(others)
             row["measured"] += _measured(others)
@@ -107,6 +111,7 @@ def rows(runs: Collection, papers: Path = PAPERS) -> list[dict[str, Any]]:
             row["filled"] += _filled(selection, cells, runs, profile)
     for paper, row in found.items():
         row["methods"] = len(used[paper])
+        row["differ"] = len(row["differing"])
         row["profiles"] = sorted({each.profile for each in row["filled"] if each.profile})
         row["networks"] = sorted({network for each in row["filled"] for network in each.networks})
         row["devices"] = sorted({device for each in row["filled"] for device in each.devices})
@@ -131,6 +136,14 @@ def measured_table(every: Sequence[Mapping[str, Any]]) -> str:
         runs = str(each.runs) if each.runs else "those of " + _listed(f"`{source}`" for source in each.sources)
         cells = [f"`{each.address}`", each.profile or FULL, f"{each.cells} of {each.wanted}", runs]
         lines.append("| " + " | ".join([*cells, _listed(each.networks), _listed(each.devices)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def differing_table(every: Sequence[Mapping[str, Any]]) -> str:
+    """The cells that are read from configurations and built models, and are not as printed."""
+    lines = ["| cell | here | printed |", "|---|---|---|"]
+    for cell in (cell for row in every for cell in row["differing"]):
+        lines.append(f"| `{cell.address}` | {cell.text} | {cell.published.text} |")
     return "\n".join(lines) + "\n"
 
 
@@ -174,7 +187,7 @@ def parts(runs: Collection) -> dict[Path, dict[str, str]]:
     every = rows(runs)
     return {
         README: {"status": papers_table(every), "choices": choices()},
-        MANUAL: {"measured": measured_table(every)},
+        MANUAL: {"measured": measured_table(every), "differing": differing_table(every)},
     }
 
 

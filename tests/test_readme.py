@@ -18,11 +18,20 @@ ROOT = Path(__file__).resolve().parent.parent
 MANUALS = {name: (ROOT / name).read_text() for name in ("README.md", "runner/README.md", "results/README.md")}
 # What git keeps out of the repository lies in folders that begin with a dot or are named here.
 OUTPUT = {"runs", "out", "datasets", "outputs", "multirun", "wandb", "build", "dist"}
-DOCUMENTS = {
-    path.relative_to(ROOT).as_posix(): path.read_text()
-    for path in sorted(ROOT.rglob("*.md"))
-    if (top := path.relative_to(ROOT).parts[0]) not in OUTPUT and not top.startswith(".")
-}
+
+
+def documents() -> dict[str, str]:
+    """Every Markdown file of the repository by its path."""
+    found = {}
+    for folder, folders, files in os.walk(ROOT):
+        if Path(folder) == ROOT:
+            folders[:] = [name for name in folders if name not in OUTPUT and not name.startswith(".")]
+        paths = [Path(folder, name) for name in files if name.endswith(".md")]
+        found |= {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
+    return dict(sorted(found.items()))
+
+
+DOCUMENTS = documents()
 
 
 def lines_of(text: str, language: str) -> list[str]:

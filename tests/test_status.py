@@ -12,7 +12,7 @@ from runner.compose import names
 
 def test_the_manuals_say_what_is_counted_now() -> None:
     parts = status.parts(collect([LOGGED]))
-    assert [sorted(texts) for texts in parts.values()] == [["choices", "status"], ["measured"]]
+    assert [sorted(texts) for texts in parts.values()] == [["choices", "status"], ["differing", "measured"]]
     for file, texts in parts.items():
         text = file.read_text()
         assert status.written(text, texts) == text, f"{file}: python -m results.status"
@@ -56,6 +56,13 @@ def test_what_is_measured_says_where() -> None:
     assert every["dsr"]["methods"] == 6
     for row in every.values():
         assert sum(each.cells for each in row["filled"]) == row["measured there"] + row["measured"]
+
+
+def test_what_differs_stands_beside_the_print() -> None:
+    every = status.rows(collect([LOGGED]))
+    lines = status.differing_table(every).splitlines()
+    assert "| `iterand/table4/resnet18_sgd/params` | 11.17M | 11.16M |" in lines
+    assert len(lines) == 2 + sum(row["differ"] for row in every) > 10
 
 
 def test_a_card_is_named() -> None:
