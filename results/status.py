@@ -1,7 +1,7 @@
 """What is committed of results, made anew from the committed records by `python -m results.status`.
 
-The tables in results/shown, and what the README says of the papers and of the choices, counted.
-Tables and cells of each paper, how many are read from configurations, how many have committed runs, and where.
+The tables in results/shown, and what README.md and results/README.md say of the papers and of the choices, counted.
+Methods, tables and cells of each paper, how many are read from configurations, how many have committed runs, and where.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from results.address import PAPERS, figures, select, tables
+from results.address import PAPERS, Selection, figures, select, tables
 from results.cell import Cell
 from results.collect import LOGGED, Collection, collect, write_atomically
 from results.fill import FULL, fill
@@ -24,9 +24,11 @@ from runner.compose import headline, names
 from runner.packages import VARIABLE
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+MANUAL = Path(__file__).with_name("README.md")
 SHOWN = Path(__file__).with_name("shown")
 COLUMNS = (
     "paper",
+    "methods",
     "tables",
     "figures",
     "printed",
@@ -37,8 +39,11 @@ COLUMNS = (
     "stand-ins",
     "measured there",
     "profiles",
+    "networks",
+    "devices",
 )
 _SAYS = {
+    "methods": "methods in its tables",
     "tables": "tables with printed entries (numbers in the text are one)",
     "figures": "figures",
     "printed": "cells with a printed entry",
@@ -49,50 +54,96 @@ _SAYS = {
     "stand-ins": "tables of ours",
     "measured there": "cells measured in those, or under a shorter profile",
     "profiles": "profiles",
+    "networks": "networks measured here, and their data",
+    "devices": "on",
 }
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What committed records fill of a table under a profile (None: its full settings)."""
+
+    address: str
+    profile: str | None
+    cells: int
+    wanted: int  #: cells that take training
+    runs: int
+    networks: tuple[str, ...]  #: with their data
+    devices: tuple[str, ...]
+    sources: tuple[str, ...]  #: the tables from which cells without runs of their own derive
+
+
 def rows(runs: Collection, papers: Path = PAPERS) -> list[dict[str, Any]]:
-    """One a paper, in the folders' order, under the names of COLUMNS."""
+    """One a paper, in the folders' order, under the names of COLUMNS.
+
+    Beside those `filled` lists what is `Measured`, and `differing` the cells that are read and not as printed.
+    """
     profiles = {_profile(record.config) for record in runs.runs.values()} - {FULL}
     shortened = sorted(str(profile) for profile in profiles if profile)
     found: dict[str, dict[str, Any]] = {}
     drawn = Counter(name.split("/")[0] for name in figures(papers))
+    used: dict[str, set[str]] = defaultdict(set)
     for selection in select((), papers):
         paper = selection.table.paper
         row = found.setdefault(
-            paper, {"paper": paper, "figures": drawn[paper], **dict.fromkeys(COLUMNS[3:10], 0), "tables": 0}
+            paper,
+            {"paper": paper, **dict.fromkeys(COLUMNS[1:11], 0), "figures": drawn[paper], "filled": [], "differing": []},
         )
-        row.setdefault("profiles", [])
         whole = list(fill(selection, runs).cells.values())
+        used[paper] |= _methods(whole)
         printed = [cell for cell in whole if cell.published is not None]
         row["tables" if printed else "stand-ins"] += 1
         if printed:
             row["printed"] += len(printed)
             read = [cell for cell in printed if cell.kind == "config"]
             row["read"] += sum(cell.status == "ok" for cell in read)
-            row["differ"] += sum(cell.status == "differs" for cell in read)
+            row["differing"] += [cell for cell in read if cell.status == "differs"]
             others = [cell for cell in printed if cell.kind != "config" and cell.status != "absent"]
             row["train"] += len(others)
             row["measured"] += _measured(others)
         else:
             row["measured there"] += _measured(whole)
+        row["filled"] += _filled(selection, whole, runs, None)
         trained = {slot.place for slot in selection.slots() if slot.settings.kind != "config"}
         for profile in shortened if trained else ():
-            if count := _measured(fill(replace(selection, places=frozenset(trained)), runs, profile).cells.values()):
-                row["measured there"] += count
-                row["profiles"] = sorted({*row["profiles"], profile})
+            cells = list(fill(replace(selection, places=frozenset(trained)), runs, profile).cells.values())
+            row["measured there"] += _measured(cells)
+            row["filled"] += _filled(selection, cells, runs, profile)
+    for paper, row in found.items():
+        row["methods"] = len(used[paper])
+        row["differ"] = len(row["differing"])
+        row["profiles"] = sorted({each.profile for each in row["filled"] if each.profile})
+        row["networks"] = sorted({network for each in row["filled"] for network in each.networks})
+        row["devices"] = sorted({device for each in row["filled"] for device in each.devices})
     return list(found.values())
 
 
-def papers_table(runs: Collection, papers: Path = PAPERS) -> str:
+def papers_table(every: Sequence[Mapping[str, Any]]) -> str:
     """The table of `rows`, of what has something printed."""
-    every = [row for row in rows(runs, papers) if row["tables"]]
+    every = [row for row in every if row["tables"]]
     lines = ["| | " + " | ".join(f"`{row['paper']}`" for row in every) + " |"]
     lines.append("|---" * (len(every) + 1) + "|")
     for name, says in _SAYS.items():
-        entries = (", ".join(value) if isinstance(value := row[name], list) else f"{value:,}" for row in every)
+        entries = (_listed(value) if isinstance(value := row[name], list) else f"{value:,}" for row in every)
         lines.append(f"| {says} | " + " | ".join(entries) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def measured_table(every: Sequence[Mapping[str, Any]]) -> str:
+    """The tables that committed records fill, wholly or in part: cells, runs, networks, where."""
+    lines = ["| table | profile | cells filled | runs | networks and data | on |", "|---|---|---|---|---|---|"]
+    for each in (each for row in every for each in row["filled"]):
+        runs = str(each.runs) if each.runs else "those of " + _listed(f"`{source}`" for source in each.sources)
+        cells = [f"`{each.address}`", each.profile or FULL, f"{each.cells} of {each.wanted}", runs]
+        lines.append("| " + " | ".join([*cells, _listed(each.networks), _listed(each.devices)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def differing_table(every: Sequence[Mapping[str, Any]]) -> str:
+    """The cells that are read from configurations and built models, and are not as printed."""
+    lines = ["| cell | here | printed |", "|---|---|---|"]
+    for cell in (cell for row in every for cell in row["differing"]):
+        lines.append(f"| `{cell.address}` | {cell.text} | {cell.published.text} |")
     return "\n".join(lines) + "\n"
 
 
@@ -131,23 +182,63 @@ def shown(runs: Collection, folder: Path = SHOWN) -> dict[str, str]:
     return found
 
 
+def parts(runs: Collection) -> dict[Path, dict[str, str]]:
+    """What is written into the manuals: file -> name of the part -> its text."""
+    every = rows(runs)
+    return {
+        README: {"status": papers_table(every), "choices": choices()},
+        MANUAL: {"measured": measured_table(every), "differing": differing_table(every)},
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the committed tables and the README's counts anew; with --out the tables only, into that folder."""
+    """Write the committed tables and the manuals' counts anew; with --out the tables only, into that folder."""
     parser = argparse.ArgumentParser(prog="python -m results.status", description=main.__doc__)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the tables there, and leave the README alone")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the tables there, and leave the manuals alone")
     out = parser.parse_args(arguments).out
     os.environ.pop(VARIABLE, None)  # what is committed tells of nobody's own package
     runs = collect([LOGGED])
     for name, text in shown(runs).items():
         write_atomically((out or SHOWN) / name, text)
     if out is None:
-        parts = {"status": papers_table(runs), "choices": choices()}
-        write_atomically(README, written(README.read_text(encoding="utf-8"), parts))
+        for file, texts in parts(runs).items():
+            write_atomically(file, written(file.read_text(encoding="utf-8"), texts))
     return 0
 
 
 def _measured(cells: Iterable[Cell]) -> int:
     return sum(cell.kind != "config" and bool(cell.values) for cell in cells)
+
+
+def _filled(selection: Selection, cells: Sequence[Cell], runs: Collection, profile: str | None) -> list[Measured]:
+    """What of a table has been measured, if anything has."""
+    trained = [cell for cell in cells if cell.kind != "config"]
+    full = [cell for cell in trained if cell.values]
+    if not full:
+        return []
+    records = {record.path: record for record in runs.runs.values()}
+    behind = [records[path] for path in sorted({path for cell in full for path in cell.runs.values()})]
+    networks = {f"`{record.config['model']['name']}` on `{record.config['dataset']['name']}`" for record in behind}
+    devices = {_device(record.environment) for record in behind}
+    address = f"{selection.table.paper}/{selection.table.name}"
+    sources = {operand.rsplit("/", 2)[0] for cell in full for operand in cell.operands} - {address}
+    counts = len(full), len(trained), len(behind)
+    return [Measured(address, profile, *counts, *(tuple(sorted(names)) for names in (networks, devices, sources)))]
+
+
+def _methods(cells: Iterable[Cell]) -> set[str]:
+    """The choices of `method` that they name."""
+    chosen = (override.partition("=") for cell in cells for override in cell.overrides)
+    return {value for group, _, value in chosen if group == "method"}
+
+
+def _device(environment: Mapping[str, Any]) -> str:
+    """What a run computed on: the card's name, else the kind of device."""
+    return str(environment.get("device_name") or str(environment.get("device", "unknown")).upper())
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
 
 
 def _profile(config: Any) -> Any:

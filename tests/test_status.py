@@ -1,4 +1,4 @@
-"""The counts in the README: those of the files and of the committed records, never written by hand."""
+"""The counts in the manuals: those of the files and of the committed records, never written by hand."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from results.address import select
 from results.collect import LOGGED, Collection, collect
 from runner.compose import names
 
-README = status.README.read_text()
 
-
-def test_the_readme_says_what_is_counted_now() -> None:
-    parts = {"status": status.papers_table(collect([LOGGED])), "choices": status.choices()}
-    assert status.written(README, parts) == README, "python -m results.status"
+def test_the_manuals_say_what_is_counted_now() -> None:
+    parts = status.parts(collect([LOGGED]))
+    assert [sorted(texts) for texts in parts.values()] == [["choices", "status"], ["differing", "measured"]]
+    for file, texts in parts.items():
+        text = file.read_text()
+        assert status.written(text, texts) == text, f"{file}: python -m results.status"
 
 
 def test_every_choice_says_what_it_is() -> None:
@@ -41,6 +42,33 @@ def test_a_measured_cell_is_counted_where_it_was_measured() -> None:
     fewer = {row["paper"]: row["measured there"] for row in status.rows(without)}
     assert fewer["dpf"] == fewer["acdc"] == 0 < counts["dpf"]
     assert fewer["dsr"] == counts["dsr"] > 0  # LeNet's
+
+
+def test_what_is_measured_says_where() -> None:
+    every = {row["paper"]: row for row in status.rows(collect([LOGGED]))}
+    lines = status.measured_table(list(every.values())).splitlines()
+    # Table 4's LeNet: six methods, of which the dense runs fill a whole row; the paper's five densities, three seeds.
+    assert "| `dsr/lenet_mnist` | full | 30 of 30 | 78 | `lenet_300_100` on `mnist` | CPU |" in lines
+    assert "| `iterand/narrow_gain` | short | 10 of 10 | those of `iterand/narrow` |  |  |" in lines
+    assert not any("`dpf/table1`" in line for line in lines)
+    assert every["dsr"]["networks"] == ["`lenet_300_100` on `mnist`"] and every["dsr"]["devices"] == ["CPU"]
+    # SET, DeepR, DSR, static, compressed and dense training.
+    assert every["dsr"]["methods"] == 6
+    for row in every.values():
+        assert sum(each.cells for each in row["filled"]) == row["measured there"] + row["measured"]
+
+
+def test_what_differs_stands_beside_the_print() -> None:
+    every = status.rows(collect([LOGGED]))
+    lines = status.differing_table(every).splitlines()
+    assert "| `iterand/table4/resnet18_sgd/params` | 11.17M | 11.16M |" in lines
+    assert len(lines) == 2 + sum(row["differ"] for row in every) > 10
+
+
+def test_a_card_is_named() -> None:
+    run = next(iter(collect([LOGGED]).runs.values()))
+    assert status._device(run.environment) == "CPU"
+    assert status._device({"device": "cuda", "device_name": "NVIDIA H100"}) == "NVIDIA H100"
 
 
 def test_a_text_without_its_marks_is_refused() -> None:
