@@ -246,8 +246,7 @@ class SoftThreshold(Feedback):
     def backward(self, grads: list[Tensor], ctx: Context) -> None:
         """From gradients with respect to C(w), which `computed` holds, to those with respect to w, in place, and d.
 
-        Where a step of a small network takes two milliseconds, memory that is not touched yet costs more than arithmetic:
-        `computed` is used up.
+        `computed` is used up: in the steps of small networks fresh memory costs more than arithmetic.
         """
         torch._foreach_sign_(self.computed)  # 0 where |w| <= d; nobody needs C(w) any more in this step
         signs = self.computed
