@@ -5,6 +5,7 @@ Tie rule everywhere: among equal scores the one with the lower flat index (layer
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Mapping
@@ -41,11 +42,11 @@ class Masks:
 
     def kept(self, index: int) -> Tensor:
         """The flat boolean mask of weight `index`."""
-        return self.tensors[index].view(-1) != 0
+        return _true(self.tensors[index].view(-1))
 
     def counts(self) -> list[int]:
         """Kept weights per layer."""
-        return [ones(t != 0) for t in self.tensors]
+        return [ones(_true(t)) for t in self.tensors]
 
     def changes(self) -> int:
         """How often masks have been written to, whoever did it: torch counts the writes to a tensor."""
@@ -67,11 +68,14 @@ class Masks:
         """
         if self.held != (changes := self.changes()) or type(optimizer) not in _BY_WEIGHT:
             self.project()
-            if forget:
-                for weight, mask in zip(self.weights, self.tensors, strict=True):
-                    reset_state(optimizer, weight, mask == 0)
-            self.loose = [_loose(optimizer, w, m) for w, m in zip(self.weights, self.tensors, strict=True)]
-            self.held = changes
+            self.held, self.loose = changes, []
+            for weight, mask in zip(self.weights, self.tensors, strict=True):
+                states = _states(optimizer, weight)
+                if forget:
+                    for state in states:
+                        state.mul_(mask)
+                    states = []
+                self.loose.append(_loose(states, mask))
             return
         for weight, mask, loose in zip(self.weights, self.tensors, self.loose, strict=True):
             if loose is None:
@@ -89,7 +93,7 @@ class Masks:
 
     def as_dict(self) -> dict[str, Tensor]:
         """Name -> boolean mask of the weight's shape."""
-        return {name: t != 0 for name, t in zip(self.names, self.tensors, strict=True)}
+        return {name: _true(t) for name, t in zip(self.names, self.tensors, strict=True)}
 
     def load(self, masks: Mapping[str, Tensor]) -> None:
         """Take over saved masks; ValueError when names or shapes differ."""
@@ -107,14 +111,19 @@ class Masks:
 _BY_WEIGHT = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RMSprop)
 
 
-def _loose(optimizer: torch.optim.Optimizer, weight: Tensor, mask: Tensor) -> Tensor | None:
-    """The flat positions of dropped weights that the optimizer's state may move; None where they are many."""
-    states = [s for s in optimizer.state.get(weight, {}).values() if isinstance(s, Tensor) and s.shape == weight.shape]
-    moved = torch.zeros_like(mask, dtype=torch.bool)
-    for state in states:
-        moved |= state != 0
+def _loose(states: list[Tensor], mask: Tensor) -> Tensor | None:
+    """The flat positions of dropped weights that the optimizer's states of them may move; None where they are many."""
+    if not states:
+        return torch.empty(0, dtype=torch.long, device=mask.device)
+    moved = functools.reduce(torch.logical_or, [state != 0 for state in states])
     found = moved.logical_and_(mask == 0).view(-1).nonzero().view(-1)
-    return found if 16 * found.numel() <= weight.numel() else None
+    return found if 16 * found.numel() <= mask.numel() else None
+
+
+def _states(optimizer: torch.optim.Optimizer, weight: Tensor) -> list[Tensor]:
+    """What the optimizer keeps of each element of a weight: momentum, second moments."""
+    kept = optimizer.state.get(weight, {}).values()
+    return [state for state in kept if isinstance(state, Tensor) and state.shape == weight.shape]
 
 
 def top_mask(scores: Tensor, keep: int, pursuit: Pursuit | None = None) -> Tensor:
@@ -139,6 +148,11 @@ def top_mask(scores: Tensor, keep: int, pursuit: Pursuit | None = None) -> Tenso
     ties = (flat == threshold).nonzero().view(-1)
     mask[ties[: keep - int(mask.count_nonzero())]] = True
     return mask
+
+
+def _true(mask: Tensor) -> Tensor:
+    """A float mask as booleans."""
+    return torch.from_numpy(mask.numpy() != 0) if mask.device.type == "cpu" else mask != 0
 
 
 def ones(mask: Tensor) -> int:
@@ -289,9 +303,8 @@ def reset_state(optimizer: torch.optim.Optimizer, weight: Tensor, where: Tensor)
 
     Independent of gradients: it works whether `zero_grad` has run or not.
     """
-    for value in optimizer.state.get(weight, {}).values():
-        if isinstance(value, Tensor) and value.shape == weight.shape:
-            value.masked_fill_(where.view_as(value), 0)
+    for state in _states(optimizer, weight):
+        state.masked_fill_(where.view_as(state), 0)
 
 
 @torch.no_grad()

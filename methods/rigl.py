@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Context
-from methods.masks import top_mask
+from methods.masks import ones, top_mask
 from methods.passes import Passes, count, mixed
 from methods.static import Static
 
@@ -84,7 +84,7 @@ def moved(
 
     `whole` makes a number of weights of a share of them.
     """
-    size = int(before.count_nonzero())
+    size = ones(before)
     count = whole(fraction * size)
     survivors = top_mask(weight.abs().view(-1).masked_fill(~before, -1), size - count)
     claims = grad.abs().reshape(-1).nan_to_num(nan=0.0, posinf=0.0)
