@@ -109,7 +109,7 @@ class ProbMask(Feedback):
     def before_step(self, ctx: Context) -> bool:
         grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.computed]
         products = torch.cat([(g * w).reshape(-1) for g, w in zip(grads, self.dense, strict=True)])
-        self.s.grad = products * slope(self.soft, self.s.detach(), self.sharpness(ctx))
+        self.s.grad = products.mul_(slope(self.soft, self.s.detach(), self.sharpness(ctx)))
         torch._foreach_mul_(grads, self.by_layer(self.soft))
         trained = [p for group in ctx.optimizer.param_groups for p in group["params"]]
         self.finite = nn.utils.clip_grad_norm_([*trained, self.s], self.clip or math.inf).isfinite()
@@ -171,13 +171,18 @@ def relaxed(s: Tensor, uniform: Tensor, sharpness: float) -> Tensor:
     """sigmoid((log s / (1 - s) + log u / (1 - u)) sharpness), whose second term is distributed as the difference of two
     Gumbel variables.
     """
-    noise = torch.log(uniform + TINY) - torch.log1p(-uniform)
-    return torch.sigmoid((torch.log(s + TINY) - torch.log(1 - s + TINY) + noise) * sharpness)
+    other = (-uniform).log1p_()  # in place: of big networks fresh memory costs as much as what is computed in it
+    noise = (uniform + TINY).log_().sub_(other)
+    torch.sub(1, s, out=other).add_(TINY).log_()
+    return (s + TINY).log_().sub_(other).add_(noise).mul_(sharpness).sigmoid_()
 
 
 def slope(relaxed: Tensor, s: Tensor, sharpness: float) -> Tensor:
     """The derivative of `relaxed` with respect to s; 0 where rounding has made it 0 or 1."""
-    return sharpness * relaxed * (1 - relaxed) * (1 / (s + TINY) + 1 / (1 - s + TINY))
+    other = (1 - s).add_(TINY).reciprocal_()
+    both = (s + TINY).reciprocal_().add_(other)
+    torch.sub(1, relaxed, out=other)
+    return (sharpness * relaxed).mul_(other).mul_(both)
 
 
 def projected(z: Tensor, budget: float) -> Tensor:
@@ -221,4 +226,4 @@ _STEPS = 12  # of Newton's, before the rest is halved
 
 def total(z: Tensor, v: Tensor) -> Tensor:
     """sum clip(z - v, 0, 1), in float64."""
-    return (z - v.to(z)).clamp(0, 1).sum(dtype=torch.float64)
+    return (z - v.to(z)).clamp_(0, 1).sum(dtype=torch.float64)
