@@ -1,6 +1,6 @@
 """What is committed of results, made anew from the committed records by `python -m results.status`.
 
-The tables in results/shown, and what README.md and results/README.md say of the papers and of the choices, counted.
+The tables in results/shown, and what the manuals say of the papers, of the choices and of speed, counted.
 Methods, tables and cells of each paper, how many are read from configurations, how many have committed runs, and where.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from results.address import PAPERS, Selection, figures, select, tables
+from results.benchmarks import benchmarks
 from results.cell import Cell
 from results.collect import LOGGED, Collection, collect, write_atomically
 from results.fill import FULL, fill
@@ -25,6 +26,7 @@ from runner.packages import VARIABLE
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 MANUAL = Path(__file__).with_name("README.md")
+RUNNING = README.parent / "runner" / "README.md"
 SHOWN = Path(__file__).with_name("shown")
 COLUMNS = (
     "paper",
@@ -187,6 +189,7 @@ def parts(runs: Collection) -> dict[Path, dict[str, str]]:
     every = rows(runs)
     return {
         README: {"status": papers_table(every), "choices": choices()},
+        RUNNING: {"bench": benchmarks()},
         MANUAL: {"measured": measured_table(every), "differing": differing_table(every)},
     }
 

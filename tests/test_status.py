@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from results import status
 from results.address import select
+from results.benchmarks import benchmarks
 from results.collect import LOGGED, Collection, collect
+from runner.bench.figures import spread
+from runner.bench.record import record
 from runner.compose import names
 
 
 def test_the_manuals_say_what_is_counted_now() -> None:
     parts = status.parts(collect([LOGGED]))
-    assert [sorted(texts) for texts in parts.values()] == [["choices", "status"], ["differing", "measured"]]
+    assert [sorted(texts) for texts in parts.values()] == [["choices", "status"], ["bench"], ["differing", "measured"]]
     for file, texts in parts.items():
         text = file.read_text()
         assert status.written(text, texts) == text, f"{file}: python -m results.status"
@@ -74,3 +79,21 @@ def test_a_card_is_named() -> None:
 def test_a_text_without_its_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="there is no <!-- status: "):
         status.written("# regrow\n", {"status": ""})
+
+
+def test_a_bench_record_is_told_figure_by_figure(tmp_path: Path) -> None:
+    figures = [
+        spread("steps", "set", [1.0, 1.1, 1.3], "x", target=1.15),
+        spread("steps", "topkast", [2.0], "x", target=1.25, note="every step"),
+        spread("data", "images", [1000.0], "images/s", target=2000.0, at_most=False),
+        spread("data", "the peer's", [500.0], "images/s"),
+    ]
+    record(figures, tmp_path / "here.json", rounds=3)
+    told = benchmarks(tmp_path)
+    assert "**`here`**" in told and "medians of 3 rounds" in told and "1 of 3 targets are reached." in told
+    assert "| set | 1.100 x | 1.000 to 1.300 | ≤ 1.150 |\n" in told
+    assert "| topkast (every step) | 2.000 x | 2.000 to 2.000 | ≤ 1.250 **missed** |\n" in told
+    assert "| images | 1,000 images/s | 1,000 to 1,000 | ≥ 2,000 **missed** |\n" in told
+    assert "| the peer's | 500.0 images/s | 500.0 to 500.0 |  |\n" in told
+    assert "<summary>steps; missed: topkast</summary>" in told and "<summary>data; missed: images</summary>" in told
+    assert benchmarks(tmp_path / "nowhere") == "No record is committed.\n"

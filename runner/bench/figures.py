@@ -68,17 +68,18 @@ def shown(figures: Sequence[Figure]) -> str:
 
 
 def _line(figure: Figure, width: int) -> str:
-    told = f"{figure.name:<{width}}  {_number(figure.value)} {figure.unit}"
+    told = f"{figure.name:<{width}}  {number(figure.value)} {figure.unit}"
     if figure.least is not None and figure.greatest is not None:
-        told += f"  [{_number(figure.least)}, {_number(figure.greatest)}]"
+        told += f"  [{number(figure.least)}, {number(figure.greatest)}]"
     if figure.wall is not None:
-        told += f"  wall {_number(figure.wall)}"
+        told += f"  wall {number(figure.wall)}"
     if figure.target is not None:
-        told += f"  {'<=' if figure.at_most else '>='} {_number(figure.target)}{'  MISSED' if figure.missed else ''}"
+        told += f"  {'<=' if figure.at_most else '>='} {number(figure.target)}{'  MISSED' if figure.missed else ''}"
     return told + (f"  {figure.note}" if figure.note else "")
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A figure as it is shown: three decimals, one from ten on, none from a thousand on."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
