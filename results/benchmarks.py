@@ -26,9 +26,10 @@ def _told(name: str, record: Mapping[str, Any]) -> str:
     missed = [figure for figure in wanted if figure.missed]
     environment = record["environment"]
     lines = [
-        f"**`{name}`**: {environment['processor']} ({environment['instructions']}), {environment['cores']} cores, torch "
-        f"{environment['packages']['torch']}, commit {environment['git']['commit'][:7]}, medians of {record['rounds']} "
-        f"rounds, load {record['load']:.2f} at the end. {len(wanted) - len(missed)} of {len(wanted)} targets are reached.",
+        f"**`{name}`**: {environment['processor']} ({environment['instructions']}), {environment['cores']} cores,",
+        f"torch {environment['packages']['torch']}, commit {environment['git']['commit'][:7]}, medians of "
+        f"{record['rounds']} rounds, load {record['load']:.2f} at the end.",
+        f"{len(wanted) - len(missed)} of {len(wanted)} targets are reached.",
         "",
     ]
     for section, members in groupby(figures, key=lambda figure: figure.section):
