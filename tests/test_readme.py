@@ -243,6 +243,7 @@ def test_every_committed_table_is_made_from_the_records(tmp_path: Path) -> None:
     [
         (["dsr/lenet_mnist"], "dsr_lenet_mnist", 8),
         (["dpf/narrow", "--profile", "short"], "dpf_narrow.short", 8),
+        (["dpf/narrow_precision", "--profile", "short"], "dpf_narrow_precision.short", 4),
         (["acdc/narrow", "--profile", "short"], "acdc_narrow.short", 4),
         (["lats/narrow", "--profile", "short"], "lats_narrow.short", 5),
         (["lats/sew_narrow", "--profile", "short"], "lats_sew_narrow.short", 6),
