@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,22 +98,37 @@ def collect(roots: Iterable[Path | str], indexed: bool = True) -> Collection:
     remarks: list[Problem] = []
     found: list[Record] = []
     seen: set[str] = set()
-    for root in map(Path, roots):
-        index = Index(root) if indexed else None
-        for place in _places(root, problems):
-            if place.real in seen:  # the roots overlap
-                if index is not None:
-                    index.keep(place.name)
-                continue
-            seen.add(place.real)
-            record, left_out, said = _read(place, index)
-            problems += left_out
-            remarks += said
-            if record is not None:
-                found.append(record)
-        if index is not None:
-            index.write()
-    return settled(found, problems, remarks)
+    with without_cycles():
+        for root in map(Path, roots):
+            index = Index(root) if indexed else None
+            for place in _places(root, problems):
+                if place.real in seen:  # the roots overlap
+                    if index is not None:
+                        index.keep(place.name)
+                    continue
+                seen.add(place.real)
+                record, left_out, said = _read(place, index)
+                problems += left_out
+                remarks += said
+                if record is not None:
+                    found.append(record)
+            if index is not None:
+                index.write()
+        return settled(found, problems, remarks)
+
+
+@contextmanager
+def without_cycles() -> Iterator[None]:
+    """Within it Python looks for no garbage in cycles: where many objects are made to stay, it would look in vain, and
+    through all of them again and again.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def settled(
@@ -151,16 +168,16 @@ def _preference(record: Record) -> tuple[int, bool]:
 
 def _read(place: Place, index: Index | None) -> tuple[Record | None, Sequence[Problem], Sequence[Problem]]:
     """The record there, None when it is unusable; problems; remarks."""
-    path = Path(place.path)
     now = time.time_ns()
     try:
         found = signature(place.path, place.packed)
     except OSError as error:
-        return None, [Problem(path, f"cannot be read ({error.strerror}).", "unreadable")], []
+        return None, [Problem(Path(place.path), f"cannot be read ({error.strerror}).", "unreadable")], []
     entry = index.get(place.name, found) if index is not None else None
     # One that has failed or was blocked may be under way again, which no file tells.
-    if entry is not None and not (entry.status in ("failed", "blocked") and records.is_held(path)):
-        return entry.content(path, place.packed)
+    if entry is not None and not (entry.status in ("failed", "blocked") and records.is_held(Path(place.path))):
+        return entry.content(place.path, place.packed)
+    path = Path(place.path)
     examine = examine_packed if place.packed else examine_directory
     try:
         reading = examine(path)
@@ -175,7 +192,7 @@ def _read(place: Place, index: Index | None) -> tuple[Record | None, Sequence[Pr
         entry = Entry.of_unusable(problem, found)
     if index is not None:
         index.put(place.name, entry, now)
-    return entry.content(path, place.packed)
+    return entry.content(place.path, place.packed)
 
 
 class Place(NamedTuple):

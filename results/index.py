@@ -103,19 +103,23 @@ class Entry:
         """The entry of a record that cannot be used."""
         return cls(found, None, 0, "", None, "{}", None, [_relative(problem, problem.path)], [], b"null", b"null")
 
-    def content(self, path: Path, packed: bool) -> tuple[Record | None, list[Problem], list[Problem]]:
-        """The record at `path`, None when it cannot be used; its problems; its remarks."""
+    def content(self, place: str, packed: bool) -> tuple[Record | None, list[Problem], list[Problem]]:
+        """The record at `place`, None when it cannot be used; its problems; its remarks."""
         record = None
         if self.key is not None:
-            record = Record(path, packed, self.key, self.seed, self.status, self.parent, Stored(path, packed, self))
-        return record, _absolute(self.problems, path), _absolute(self.remarks, path)
+            record = Record(place, packed, self.key, self.seed, self.status, self.parent, Stored(place, packed, self))
+        return record, _absolute(self.problems, place), _absolute(self.remarks, place)
 
 
 class Stored:
     """The content of a record in the index: the summary from there, what it has not from the files, once asked for."""
 
-    def __init__(self, path: Path, packed: bool, entry: Entry) -> None:
-        self._path, self._packed, self._entry = path, packed, entry
+    def __init__(self, place: str, packed: bool, entry: Entry) -> None:
+        self._place, self._packed, self._entry = place, packed, entry
+
+    @property
+    def _path(self) -> Path:
+        return Path(self._place)
 
     @functools.cached_property
     def _kept(self) -> dict[str, Any]:
@@ -179,7 +183,7 @@ class Stored:
         """Misuse unless the file is still the one that was read when the record was found."""
         place = 3 * FILES.index(file) if file else 0
         try:
-            now = signature(str(self._path), self._packed)
+            now = signature(self._place, self._packed)
         except OSError as error:
             raise Misuse(f"{self._path} cannot be read any more: {error.strerror}.") from error
         if now[place : place + 3] != self._entry.signature[place : place + 3]:
@@ -203,8 +207,8 @@ def _relative(problem: Problem, path: Path) -> tuple[str, str, str]:
     return "" if problem.path == path else problem.path.name, problem.what, problem.kind
 
 
-def _absolute(said: list[tuple[str, str, str]], path: Path) -> list[Problem]:
-    return [Problem(path / file if file else path, what, kind) for file, what, kind in said]
+def _absolute(said: list[tuple[str, str, str]], place: str) -> list[Problem]:
+    return [Problem(Path(place, file), what, kind) for file, what, kind in said]
 
 
 def _json(value: Any) -> bytes | None:

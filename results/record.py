@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,13 +83,18 @@ class Record:
     its file has changed since the record was found.
     """
 
-    path: Path
+    place: str
     packed: bool
     key: str
     seed: int
     status: str
     parent: str | None
     content: Content = field(repr=False)
+
+    @cached_property
+    def path(self) -> Path:
+        """Where it lies; made when it is asked for, since of ten thousand records few are."""
+        return Path(self.place)
 
     @property
     def identity(self) -> tuple[str, int]:
@@ -277,7 +283,7 @@ def examine_directory(path: Path, whole: bool = False) -> Reading:
     content = Whole({}, overrides, environment, summary, ())
     if whole or not lasting:
         content = replace(content, config=config.own(), metrics=_lines(path / "metrics.jsonl"))
-    record = Record(path, False, key, seed, status, parent, content)
+    record = Record(str(path), False, key, seed, status, parent, content)
     return Reading(record, tuple(problems), tuple(remarks), lasting)
 
 
@@ -298,7 +304,7 @@ def examine_packed(path: Path, whole: bool = False) -> Reading:
     content = Whole({}, overrides, stored["environment"], summary, ())
     if whole:
         content = replace(content, config=stored["config"], metrics=packed_lines(columns))
-    return Reading(Record(path, True, key, seed, status, parent, content), (), tuple(remarks), lasting=True)
+    return Reading(Record(str(path), True, key, seed, status, parent, content), (), tuple(remarks), lasting=True)
 
 
 def packed_content(path: Path) -> dict[str, Any]:

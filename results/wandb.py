@@ -106,7 +106,7 @@ def read_run(path: Path, run: Run) -> Record:
     key, parent, seed = checked_identity(Config(asked["config"]), summary, named)
     overrides = tuple(map(str, asked["overrides"]))
     content = Logged(asked["config"], overrides, asked["environment"], summary, path, run)
-    return Record(path, False, key, seed, status, parent, content)
+    return Record(str(path), False, key, seed, status, parent, content)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def record(key: str, seed: int, path: Path | str = "/elsewhere", dirty: bool = F
     }
     config = fake_compose([*SET90, f"seed={seed}"])
     content = Whole(config, (), environment, {"wall_s": 1.5, **summary}, ())
-    return Record(Path(path), False, key, seed, "completed", None, content)
+    return Record(str(path), False, key, seed, "completed", None, content)
 
 
 def every_status(papers: Path) -> Sheet:
