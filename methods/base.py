@@ -211,7 +211,7 @@ class Masked(Method):
     # What these methods are told is the share of pruned layers' weights; another target must be searched for.
     knobs: ClassVar[tuple[Knob, ...]] = share()
 
-    #: Whether a weight that is dropped never comes back, or without the momentum that it had.
+    #: Whether a weight that is dropped never comes back, or without the momentum that it had: a matter of speed.
     forgets = False
 
     def setup(self, model: nn.Module) -> nn.Module:

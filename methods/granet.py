@@ -12,6 +12,7 @@ import torch
 from methods.allocation import Allocation, allocate
 from methods.base import Context, Sparsity
 from methods.gmp import GMP
+from methods.masks import reset_state
 from methods.passes import Passes, count, mixed
 from methods.ranking import Ranking
 from methods.rigl import moved
@@ -100,8 +101,9 @@ class GraNet(GMP):
         wave = 0.5 * (1 + math.cos(math.pi * (ctx.step + 1) / ctx.total_steps))
         share = self.end_fraction + (self.drop_fraction - self.end_fraction) * wave
         for index, (weight, grad) in enumerate(zip(self.mask.weights, self.grads, strict=True)):
-            after, _ = moved(self.mask.kept(index), weight.detach(), grad, share, math.ceil)
+            after, grown = moved(self.mask.kept(index), weight.detach(), grad, share, math.ceil)
             self.mask.set(index, after)
+            reset_state(ctx.optimizer, weight, grown)  # what was empty before is zero already
         self.mask.project()
         self.grads = []
 

@@ -27,8 +27,9 @@ class Masks:
         self.names = list(weights)
         self.weights = list(weights.values())
         self.tensors = [torch.ones_like(w, requires_grad=False) for w in self.weights]
+        self.masked = False  # whether `mask_grads` has masked the gradients of this step
         self.held = -1  # the changes that `loose` knows of
-        self.loose: list[Tensor | None] = []
+        self.loose: list[Tensor | None] = [None] * len(self.weights)
 
     @torch.no_grad()
     def set(self, index: int, mask: Tensor) -> None:
@@ -60,13 +61,18 @@ class Masks:
 
     @torch.no_grad()
     def hold(self, optimizer: torch.optim.Optimizer, forget: bool = False) -> None:
-        """What `project` does after a step of gradients that `mask_grads` has masked, but sooner.
+        """What `project` does, but sooner after a step of gradients that `mask_grads` has masked.
 
         Where neither gradient nor state is, an optimizer that treats each weight by itself does not move a zero: after
         the first step with new masks only those dropped weights are projected that had momentum then. `forget` the
-        state of dropped weights, where nobody asks for it again: then there are none.
+        state of dropped weights, where nobody asks for it again: then there are none. Other optimizers ask for it
+        (the trust ratio of LAMB is that of a whole layer), and they forget nothing.
         """
-        if self.held != (changes := self.changes()) or type(optimizer) not in _BY_WEIGHT:
+        masked, self.masked = self.masked, False
+        if not masked or type(optimizer) not in _BY_WEIGHT:
+            self.project()
+            self.held = -1
+        elif self.held != (changes := self.changes()):
             self.project()
             self.held, self.loose = changes, []
             for weight, mask in zip(self.weights, self.tensors, strict=True):
@@ -76,17 +82,18 @@ class Masks:
                         state.mul_(mask)
                     states = []
                 self.loose.append(_loose(states, mask))
-            return
-        for weight, mask, loose in zip(self.weights, self.tensors, self.loose, strict=True):
-            if loose is None:
-                weight.mul_(mask)
-            elif loose.numel():
-                flat = weight.view(-1)
-                flat.index_copy_(0, loose, flat.index_select(0, loose).mul_(0))
+        else:
+            for weight, mask, loose in zip(self.weights, self.tensors, self.loose, strict=True):
+                if loose is None:
+                    weight.mul_(mask)
+                elif loose.numel():
+                    flat = weight.view(-1)
+                    flat.index_copy_(0, loose, flat.index_select(0, loose).mul_(0))
 
     @torch.no_grad()
     def mask_grads(self) -> None:
         """Set the gradient of every dropped weight to zero, so that no momentum builds up behind the mask."""
+        self.masked = True
         pairs = [(w.grad, m) for w, m in zip(self.weights, self.tensors, strict=True) if w.grad is not None]
         if pairs:
             torch._foreach_mul_([g for g, _ in pairs], [m for _, m in pairs])

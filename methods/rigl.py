@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Context
-from methods.masks import ones, top_mask
+from methods.masks import ones, reset_state, top_mask
 from methods.passes import Passes, count, mixed
 from methods.static import Static
 
@@ -35,7 +35,7 @@ class RigL(Static):
     stop: Annotated[float, "0 < x <= 1"] = 0.75
     from_start: bool = False
 
-    forgets = True  # so that what grows has no momentum
+    forgets = True
 
     def begin(self, ctx: Context) -> None:
         last = math.ceil(self.stop * ctx.total_steps) - 1  # the last step at which masks may move
@@ -75,6 +75,7 @@ class RigL(Static):
             after, grown = moved(before, weight.detach(), weight.grad, fraction)
             self.mask.set(index, after)
             weight.view(-1).masked_fill_(grown, 0)
+            reset_state(ctx.optimizer, weight, grown)
 
 
 def moved(

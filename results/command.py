@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,18 @@ class Arguments(argparse.ArgumentParser):
     """An argument parser whose every complaint is a Misuse: one sentence, no usage block."""
 
     def error(self, message: str) -> NoReturn:
-        raise Misuse(f"{message}; {self.prog} --help lists the arguments.")
+        raise Misuse(f"{message}; {self.prog} --help lists the arguments.{self._meant(message)}")
+
+    def _meant(self, message: str) -> str:
+        """The nearest option, or the nearest choice, to what a complaint begins with."""
+        if unknown := re.match(r"unrecognized arguments: (--[\w-]+)", message):
+            name, options = unknown[1], list(self._option_string_actions)
+        elif unknown := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message):
+            name, options = unknown[1], re.findall(r"[\w-]+", unknown[2])
+        else:
+            return ""
+        meant = nearest(name, options)
+        return meant if meant.startswith(" Did") else ""
 
     def add_runs(self) -> None:
         """--runs, --from and --profile."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 import re
+import sys
+import traceback
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from runner.errors import Misuse, nearest
-from runner.packages import allow, allowable, packages
+from runner.packages import ROOT, allow, allowable, packages
 
 OWN = ("runner.", "methods.", "models.", "data.")
 LIBRARIES = ("torch.optim.", "timm.optim.")
@@ -45,17 +48,82 @@ def locate(target: Any, path: str) -> Callable[..., Any]:
     own = (*OWN, *(f"{package.name}." for package in packages()))
     if not isinstance(target, str) or not target.startswith(own + LIBRARIES):
         allowed = ", ".join(own + LIBRARIES)
+        if target is None:
+            raise Misuse(f"{path}._target_ is missing; it should name something in {allowed}.")
         raise Misuse(f"{path}._target_ = {target!r} should name something in {allowed}{_mend(target)}.")
     module, _, name = target.rpartition(".")
+    what = f"{path}._target_ = {target!r}"
+    inside = vars(_imported(module, what))
+    # What a module merely imports is not its own.
+    built = {n: each for n, each in inside.items() if callable(each) and _home(each).startswith(own + LIBRARIES)}
+    if name not in inside:
+        raise Misuse(f"{what} cannot be found: {module} has no {name!r}.{nearest(name, built)}")
+    if name not in built:
+        raise Misuse(f"{what} is nothing that a configuration may build.")
+    # Nor are our functions that are no builders: a builder takes keywords only.
+    if target.startswith(own) and not _takes_keywords_only(built[name]):
+        raise Misuse(
+            f"{what} is nothing that a configuration may build: it takes arguments by position; give a dataclass "
+            f"kw_only=True, a function a * before its arguments."
+        )
+    return built[name]
+
+
+def check_kind(section: Mapping[str, Any], path: str, kind: type) -> None:
+    """Misuse for a target that makes something else, where that can be told without calling it."""
+    target = locate(section.get("_target_"), path)
+    made = target if inspect.isclass(target) else _hints(target, path).get("return")
+    if inspect.isclass(made) and not issubclass(made, kind):
+        raise Misuse(
+            f"{path}._target_ = {section['_target_']!r} makes no {path}: it should be a class on "
+            f"{kind.__module__}.{kind.__qualname__}, or a function that returns one."
+        )
+
+
+def _home(found: Any) -> str:
+    return f"{getattr(found, '__module__', None)}."
+
+
+def _imported(module: str, what: str) -> types.ModuleType:
+    """The module; Misuse says which name is none, or which line of whose code fails."""
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise Misuse(f"{path}._target_ = {target!r} cannot be found: {error}.") from error
-    # Neither what a module merely imports nor our functions that are no builders: a builder takes keywords only.
-    ours = f"{getattr(found, '__module__', None)}.".startswith(own + LIBRARIES)
-    if not callable(found) or not ours or (target.startswith(own) and not _takes_keywords_only(found)):
-        raise Misuse(f"{path}._target_ = {target!r} is nothing that a configuration may build.")
-    return found
+        return importlib.import_module(module)
+    except Misuse:
+        raise
+    except (Exception, SystemExit) as error:
+        absent = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
+        if absent and f"{module}.".startswith(f"{absent}."):
+            parent, _, name = absent.rpartition(".")
+            beside = [each.name for each in pkgutil.iter_modules(getattr(sys.modules.get(parent), "__path__", []))]
+            raise Misuse(
+                f"{what} cannot be found: {parent or 'Python'} has no module {name!r}.{nearest(name, beside)}"
+            ) from error
+        mend = "; install what is missing, or mend its name" if absent else ""
+        raise Misuse(f"{what} cannot be imported: {_fault(error)}{mend}.") from error
+
+
+def _fault(error: BaseException) -> str:
+    """Where code of ours or of the user's fails, and why."""
+    file, line, told = "", None, str(error)
+    if isinstance(error, SyntaxError):
+        file, line, told = error.filename or "", error.lineno, error.msg
+    else:
+        folders = tuple(f"{folder}/" for folder in (ROOT, *(package.folder for package in packages())))
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+        whose = [frame for frame in frames if frame.filename.startswith(folders)] or frames
+        if whose:
+            file, line = whose[-1].filename, whose[-1].lineno
+    return f"{file}, line {line}: {type(error).__name__}: {' '.join(told.split()).rstrip('.')}"
+
+
+def _hints(target: Any, path: str) -> dict[str, Any]:
+    """The types of a target's options, and of what a function returns."""
+    hinted = target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target
+    try:
+        return get_type_hints(hinted, include_extras=True)
+    except Exception as error:
+        where = f"{target.__module__}.{target.__qualname__}"
+        raise Misuse(f"{path}: a type hint of {where} cannot be read: {type(error).__name__}: {error}.") from error
 
 
 def _mend(target: Any) -> str:
@@ -81,8 +149,7 @@ def check_arguments(
 ) -> None:
     """Names, types and ranges of `arguments` against the signature of `target`; `given` come from elsewhere."""
     parameters = inspect.signature(target).parameters
-    hinted = target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target
-    hints = get_type_hints(hinted, include_extras=True)
+    hints = _hints(target, path)
     for name, value in arguments.items():
         if name not in parameters or name in given:
             options = [p for p in parameters if p not in given]

@@ -128,7 +128,7 @@ def headline(group: str, name: str) -> str:
     """The first sentence of the comment that the file of a choice begins with; empty where it has none."""
     comment: list[str] = []
     path = file(group, name)
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         if not line.startswith("#"):
             break
         if not line.startswith("# @"):

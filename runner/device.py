@@ -6,6 +6,7 @@ import ctypes
 import functools
 import logging
 import os
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -90,7 +91,7 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD = (-3, 1 << 25), (-1, (1 << 31) - 1)
 
 @functools.cache
 def keep_memory() -> bool:
-    """Have this process keep the memory that it has freed; False where the C library is not glibc.
+    """Have this process keep the memory that it has freed, until `return_memory`; False where there is no glibc.
 
     By itself glibc gives every big tensor's memory back to the system, which hands it out again page by page, zeroed:
     in each step of a ResNet on a CPU tens of thousands of page faults, a tenth of its time.
@@ -100,6 +101,13 @@ def keep_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return all([tell(*_MMAP_THRESHOLD), tell(*_TRIM_THRESHOLD)])
+
+
+def return_memory() -> None:
+    """After a run: what `keep_memory` has kept goes back to the system, for this process may train a smaller one."""
+    if keep_memory.cache_info().currsize:
+        with suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def hardware(device: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from runner import checkpoint, disk, failure
 from runner.chain import chain
+from runner.device import return_memory
 from runner.environment import describe
 from runner.epilogue import epilogue
 from runner.errors import Misuse, RanksFailed
@@ -59,7 +60,10 @@ def execute(
         )
     if world.size > schedule.batch_size:
         raise Misuse(f"{world.size} ranks cannot share batches of schedule.batch_size = {schedule.batch_size}.")
-    return _execute(config, overrides, progress, weights, stop, world)
+    try:
+        return _execute(config, overrides, progress, weights, stop, world)
+    finally:
+        return_memory()
 
 
 def _execute(

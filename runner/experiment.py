@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from data.base import Dataset
 from data.order import derive
 from methods.base import Method
-from runner.build import build, check, check_arguments
+from runner.build import build, check, check_arguments, check_kind
 from runner.device import PRECISIONS, Name, choose, reset
 from runner.errors import Misuse, nearest
 from runner.identity import Config, key
@@ -28,6 +29,7 @@ _GIVEN = {
     "logger": ("config", "directory"),
 }
 
+_KINDS: dict[str, type] = {"method": Method, "model": nn.Module, "dataset": Dataset}
 
 MEMORY_FORMATS = ("contiguous", "channels_last")
 
@@ -76,6 +78,8 @@ def validate(config: Config) -> tuple[Settings, Schedule, Method]:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise Misuse(f"seed = {seed!r} should be a whole number, 0 or above.")
     settings = _dataclass(config, "trainer", Settings)
+    for group, kind in _KINDS.items():
+        check_kind(config[group], group, kind)
     method: Method = build(config["method"], "method")
     schedule = _dataclass(config, "schedule", Schedule)
     if settings.devices > schedule.batch_size:
@@ -119,6 +123,10 @@ def make(config: Config) -> Experiment:
     try:
         data: Dataset = build(config["dataset"], "dataset", root=str(config["data"]["root"]))
     except OSError as error:
+        if (root := Path(config["data"]["root"])).is_file():
+            raise Misuse(
+                f"the data root {str(root)!r} is a file; set data.root or REGROW_DATA to the folder where the data are."
+            ) from None
         raise Misuse(f"{error}.") from None
     if data.batch_size not in (None, schedule.batch_size):
         raise Misuse(

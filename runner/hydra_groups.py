@@ -27,9 +27,10 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from methods.schedules import difference, imp_parent, lottery_parent, rewound_parent
-from runner.compose import CONF, folders, groups, names
+from runner.compose import CONF, file, folders, groups, names
 from runner.errors import Misuse, nearest
 from runner.identity import Config
 
@@ -93,6 +94,12 @@ def resolve(overrides: Sequence[str]) -> Config:
         return _resolve_plain(chosen_lines, dotted)
     except _NotPlain:
         return resolve_by_omegaconf(chosen_lines, dotted)
+    except MarkedYAMLError as error:
+        mark, context = error.problem_mark, f" {error.context}" if error.context else ""
+        where = f"{mark.name} is not valid YAML: line {mark.line + 1}" if mark else "a choice is not valid YAML"
+        raise Misuse(f"{where}: {error.problem}{context}.") from None
+    except UnicodeDecodeError as error:
+        raise Misuse(f"{' '.join(chosen_lines)}: a choice is not UTF-8: {error}.") from None
 
 
 def resolve_by_omegaconf(chosen: tuple[str, ...], dotted: Sequence[Override]) -> Config:
@@ -126,7 +133,8 @@ def _compose_groups(chosen: tuple[str, ...], confs: tuple[Path, ...]) -> DictCon
         with initialize_config_dir(str(CONF), version_base=_VERSION_BASE):
             return hydra_compose("config", [*_search_path(confs), *chosen])
     except HydraException as error:
-        raise Misuse(f"the groups {' '.join(chosen)} do not compose: {str(error).splitlines()[0]}") from None
+        first = next(iter(str(error).splitlines()), "one of their files is not in OmegaConf's grammar")
+        raise Misuse(f"the groups {' '.join(chosen)} do not compose: {first}") from None
 
 
 def _assign(config: DictConfig, override: Override) -> None:
@@ -137,11 +145,13 @@ def _assign(config: DictConfig, override: Override) -> None:
     for depth, part in enumerate(parts):
         if not isinstance(node, DictConfig) or part not in node:
             where = ".".join(parts[:depth])
+            if depth == 1 and isinstance(node, DictConfig) and isinstance(node.get("name"), str):
+                where += f" {node['name']}"
             options = [str(name) for name in node] if isinstance(node, DictConfig) else []
             options += list(groups()) if depth == 0 else []
-            raise Misuse(
-                f"there is no option {path!r}: {where or 'the configuration'} has no {part!r}.{nearest(part, options)}"
-            )
+            inside = _sections_with(path) if depth == 0 else []
+            meant = f" Did you mean {' or '.join(map(repr, inside))}?" if inside else nearest(part, options)
+            raise Misuse(f"there is no option {path!r}: {where or 'the configuration'} has no {part!r}.{meant}")
         node = node._get_node(part)
         if isinstance(node, DictConfig) and node._is_none():
             node = None
@@ -154,6 +164,17 @@ def _assign(config: DictConfig, override: Override) -> None:
     except OmegaConfBaseException as error:
         raise Misuse(f"{path} cannot be {value!r}: {str(error).splitlines()[0]}") from None
     OmegaConf.set_struct(config, True)
+
+
+def _sections_with(name: str) -> list[str]:
+    """GROUP.NAME for every group of science, and the trainer, of which a choice has this option."""
+    option = re.compile(rf"^{re.escape(name)}:", re.MULTILINE)
+    return [
+        f"{group}.{name}"
+        for group in groups()
+        if group not in ("experiment", "profile", "cluster", "logger")
+        and any(option.search(file(group, each).read_text(encoding="utf-8", errors="replace")) for each in names(group))
+    ]
 
 
 def _resolve_plain(chosen: tuple[str, ...], dotted: Sequence[Override]) -> Config:
@@ -281,6 +302,8 @@ def _file(config_path: str, package: str | None, confs: tuple[Path, ...]) -> Con
     if package is None:
         package = loaded.header["package"]
     content = OmegaConf.to_container(loaded.config, resolve=False)
+    if isinstance(content, list):
+        raise Misuse(f"{config_path}.yaml is a list; a choice is a mapping of options, NAME: VALUE.")
     if not isinstance(content, dict) or any(leaf == _MISSING for _, leaf in _leaves(content)):
         raise _NotPlain
     config: Any = content

@@ -132,7 +132,9 @@ class Bench:
         epochs: int = 1000,
         seed: int = 0,
         begin: bool = True,
+        known: bool = True,
     ) -> None:
+        """`known`: of an optimizer of another class the same steps are taken, but nobody can know that."""
         import torch
         from torch import nn
 
@@ -147,7 +149,8 @@ class Bench:
         self.model = method.setup(nn.Sequential(layers))
         self.weights = [layer.weight for layer in self.model]
         groups = method.param_groups(self.model)
-        self.optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+        kind = torch.optim.SGD if known else type("Other", (torch.optim.SGD,), {})
+        self.optimizer = kind(groups, lr=lr, momentum=momentum, nesterov=nesterov)
         rng = torch.Generator().manual_seed(seed)
         self.ctx = Context(self.optimizer, rng, total_steps=epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch)
         self.ctx.lr = lr

@@ -250,3 +250,20 @@ def test_freed_memory_is_used_again() -> None:
     if not keep_memory():
         pytest.skip("the C library is not glibc")
     assert 10 * taken["kept"] < taken["given back"]
+
+
+def test_memory_goes_back_after_a_run() -> None:
+    code = (
+        "import torch; from runner.device import keep_memory, return_memory\n"
+        "def resident():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith('VmRSS'))\n"
+        "before = resident(); assert keep_memory()\n"
+        "held = [torch.ones(1_000_000) for _ in range(200)]; last = torch.ones(1000); del held\n"
+        "kept = resident(); return_memory(); print(kept - before, resident() - before)"
+    )
+    if not keep_memory():
+        pytest.skip("the C library is not glibc")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept, left = map(float, done.stdout.split())
+    assert kept > 700 and left < 200  # MiB, of 763

@@ -321,6 +321,34 @@ def test_holding_dropped_weights_is_projecting_them(name: str, forget: bool) -> 
             assert not state[masks[0].tensors[0] == 0].any()
 
 
+def test_unmasked_gradients_do_not_leak() -> None:
+    """A method of a user's may leave them as they are, in all steps or in some, for a dense momentum."""
+    weight = torch.ones(4, requires_grad=True)
+    masks, optimizer = Masks({"w": weight}), torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    masks.set(0, torch.tensor([True, False, True, False]))
+    for step in range(8):
+        weight.grad = torch.ones(4)
+        if step in (0, 1, 4, 7):
+            masks.mask_grads()
+        optimizer.step()
+        masks.hold(optimizer, forget=step in (2, 3))
+        assert (weight == 0).tolist() == [False, True, False, True], step
+    assert optimizer.state[weight]["momentum_buffer"][1] > 1
+
+
+def test_of_an_optimizer_that_is_not_known_nothing_is_forgotten() -> None:
+    weight = torch.ones(4, requires_grad=True)
+    masks, optimizer = Masks({"w": weight}), Restless([weight], lr=0.1, momentum=0.9)
+    weight.grad = torch.ones(4)
+    optimizer.step()
+    masks.set(0, torch.tensor([True, False, True, False]))
+    for _ in range(2):
+        masks.mask_grads()
+        optimizer.step()
+        masks.hold(optimizer, forget=True)
+    assert optimizer.state[weight]["momentum_buffer"][1] == pytest.approx(0.81)
+
+
 def test_masks_load_what_as_dict_gave_and_refuse_others() -> None:
     masks, other = masks_of(torch.ones(2, 2), torch.ones(3)), masks_of(torch.ones(2, 2), torch.ones(3))
     masks.set(0, torch.tensor([True, False, False, True]))

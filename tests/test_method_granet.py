@@ -73,14 +73,14 @@ class Loop:
         return count
 
 
-@pytest.mark.parametrize("start", [0.5, 0.0])
-def test_the_algorithm_as_a_loop(start: float, bench: Any, gaussian: Any) -> None:
+@pytest.mark.parametrize(("start", "known"), [(0.5, True), (0.5, False), (0.0, True)])
+def test_the_algorithm_as_a_loop(start: float, known: bool, bench: Any, gaussian: Any) -> None:
     """Five steps per epoch, an update every 0.4 epochs: the ramp's ends after 2, 4, 6, 8 and 10 steps, and on."""
     method = GraNet(
         sparsity=0.9, initial_sparsity=start, iterations=5, every_epochs=0.4, drop_fraction=0.5, end_fraction=0.02
     )
     method.check(4)
-    b = bench(method, gaussian(SHAPES, 0), lr=LR, momentum=MOMENTUM, steps_per_epoch=5, epochs=4)
+    b = bench(method, gaussian(SHAPES, 0), lr=LR, momentum=MOMENTUM, steps_per_epoch=5, epochs=4, known=known)
     assert b.counts() == allocate("erk", SHAPES, start)
     ramp = {2 * i: 0.9 + (start - 0.9) * (1 - min(i / 5, 1)) ** 3 for i in range(1, 11)}
     loop = Loop([w.flatten().tolist() for w in gaussian(SHAPES, 0)], b.kept(), ramp, 20)

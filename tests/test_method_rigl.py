@@ -63,10 +63,10 @@ class Loop:
         self.kept[layer] = [i in survivors or i in grown for i in range(len(w))]
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "erk"])
-def test_the_algorithm_box_as_a_loop(allocation: str, bench: Any, gaussian: Any) -> None:
+@pytest.mark.parametrize(("allocation", "known"), [("uniform", True), ("uniform", False), ("erk", True)])
+def test_the_algorithm_box_as_a_loop(allocation: str, known: bool, bench: Any, gaussian: Any) -> None:
     method = RigL(sparsity=0.5, drop_fraction=0.6, period=3, allocation=allocation)
-    b = bench(method, gaussian(SHAPES, 0), lr=0.1, momentum=0.9, epochs=8)
+    b = bench(method, gaussian(SHAPES, 0), lr=0.1, momentum=0.9, epochs=8, known=known)
     counts = b.counts()
     assert sum(counts) == 19
     loop = Loop([w.flatten().tolist() for w in gaussian(SHAPES, 0)], b.kept(), 40, 0.6, 3)

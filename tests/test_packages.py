@@ -26,6 +26,7 @@ from runner.cluster import Slurm, cluster
 from runner.compose import CONF, compose, groups, identify, names, remembered
 from runner.environment import describe, extensions
 from runner.errors import Misuse
+from runner.experiment import validate
 from runner.hydra_groups import resolve, resolve_by_omegaconf, search_path
 from runner.slurm import array_script
 from runner.submission import Task, freeze, load
@@ -156,14 +157,15 @@ def test_its_files_are_formatted_and_typed_as_ours(guide: Path) -> None:
     assert subprocess.run([*ruff, "check", "--ignore", "D104", *config]).returncode == 0
 
 
-def test_what_a_reader_of_runs_asks_imports_no_package(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_reader_of_runs_asks_imports_no_package(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     own = {"conf/method/mine.yaml": METHOD.format(package="mine"), "papers/own/one.yaml": TABLE}
     monkeypatch.chdir(make("mine", {"code.py": CODE, **own}))
     assert make_tables.main(["own"]) == submit.main(["own", "--dry-run"]) == runs.main(["list"]) == 0
     assert main(["method=mine", "--cfg"]) == main(["--help"]) == 0
     assert "mine" not in sys.modules
-    with pytest.raises(RuntimeError, match="this is imported"):
-        main(["method=mine"])
+    assert main(["method=mine"]) == 2 and "RuntimeError: this is imported." in capsys.readouterr().err
 
 
 # Choices and tables
@@ -364,6 +366,98 @@ def test_code_is_built_only_of_packages_that_are_listed(mine: Path, monkeypatch:
 def test_the_mend_keeps_what_is_listed(mine: Path) -> None:
     with pytest.raises(Misuse, match=r"lab\., torch\.optim\.,.* allow it with REGROW_PACKAGES=lab,theirs\.$"):
         check({"_target_": "theirs.code.Mine"}, "method")
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("import math\nclass Mine(Method)\n    pass\n", r"/lab/code\.py, line 3: SyntaxError: expected ':'\.$"),
+        ("def f():\n\treturn 1\n        return 2\n", r"/lab/code\.py, line 4: TabError: inconsistent use of tabs"),
+        ("import math\nMine = Methd\n", r"/lab/code\.py, line 3: NameError: name 'Methd' is not defined\.$"),
+        ("from methods.gmp import GPM\n", r"/lab/code\.py, line 2: ImportError: cannot import name 'GPM' from"),
+        (
+            "import not_installed.part\n",
+            r"/lab/code\.py, line 2: ModuleNotFoundError: No module named 'not_installed'; install what is missing, or "
+            r"mend its name\.$",
+        ),
+        (
+            "def f():\n    import json; json.loads('')\nf()\n",
+            r"/lab/code\.py, line 3: JSONDecodeError: Expecting value",
+        ),
+        ("import sys\nsys.exit('no GPU')\n", r"/lab/code\.py, line 3: SystemExit: no GPU\.$"),
+    ],
+)
+def test_a_mistake_in_a_module_is_told_with_its_line(
+    code: str, sentence: str, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("lab", {"__init__.py": "", "conf/method/mine.yaml": METHOD.format(package="lab"), "code.py": f"\n{code}"})
+    assert main(["method=mine"]) == 2
+    told = capsys.readouterr().err
+    assert re.search(r"^regrow: method\._target_ = 'lab\.code\.Mine' cannot be imported: " + ".*" + sentence, told)
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        (
+            "class Mime(Method):\n    pass",
+            "'lab.code.Mine' cannot be found: lab.code has no 'Mine'. Did you mean 'Mime'?",
+        ),
+        ("Mine = 3", "'lab.code.Mine' is nothing that a configuration may build."),
+        (
+            "@dataclass\nclass Mine(Method):\n    more: int = 1",
+            "it takes arguments by position; give a dataclass kw_only=True, a function a * before its arguments.",
+        ),
+        ("class Mine:\n    pass", "makes no method: it should be a class on methods.base.Method, or a function that"),
+        ("def Mine(*, keep_dense: list[str]) -> int: ...", "makes no method: "),
+        (
+            "@dataclass(kw_only=True)\nclass Mine(Method):\n    more: 'Tensr' = 1",
+            "method: a type hint of lab.code.Mine cannot be read: NameError: name 'Tensr' is not defined.",
+        ),
+    ],
+)
+def test_what_is_no_method_is_one_sentence(
+    code: str, sentence: str, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imports = "from dataclasses import dataclass\nfrom methods.base import Method\n"
+    conf = {"conf/method/mine.yaml": METHOD.format(package="lab")}
+    make("lab", {"__init__.py": "", **conf, "code.py": f"{imports}{code}\n"})
+    assert main(["method=mine"]) == 2
+    told = capsys.readouterr().err
+    assert sentence in told and told.count("\n") == 1
+
+
+def test_a_function_may_make_a_method(make: Make) -> None:
+    code = (
+        "from methods.base import Method, Masked\n"
+        "def Mine(*, keep_dense: list[str]) -> Method:\n    return Masked(keep_dense=keep_dense, sparsity=0.5)\n"
+    )
+    make("lab", {"__init__.py": "", "conf/method/mine.yaml": METHOD.format(package="lab"), "code.py": code})
+    assert type(validate(compose(["method=mine"]))[2]).__name__ == "Masked"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (b"name: mine\nkeep_dense: [\nrevision: 1\n", r"/method/mine\.yaml is not valid YAML: line 4: expected ',' or"),
+        (b"name: mine\n\trevision: 1\n", r"/method/mine\.yaml is not valid YAML: line 2: found character '\\t'"),
+        (b"name: mine\nname: mine\n", r"/method/mine\.yaml is not valid YAML: line 2: found duplicate key name"),
+        (b"name: ${mine\n", r"method=mine do not compose: one of their files is not in OmegaConf's grammar$"),
+        (b"name: \xff\n", r"method=mine: a choice is not UTF-8: "),
+        (b"- name: mine\n", r"method/mine\.yaml is a list; a choice is a mapping of options, NAME: VALUE\.$"),
+        (b"", r"method\._target_ is missing; it should name something in "),
+    ],
+)
+def test_a_choice_that_cannot_be_read_is_one_sentence(
+    text: bytes, sentence: str, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make("lab", {"conf/method/mine.yaml": ""})
+    (folder / "lab/conf/method/mine.yaml").write_bytes(text)
+    assert main(["method=mine"]) == 2
+    told = capsys.readouterr().err
+    assert re.search(sentence, told.strip()) and told.count("\n") == 1
+    assert main(["--help"]) == 0
 
 
 # A stored configuration
