@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 USAGE = """\
@@ -180,6 +180,7 @@ def _run(jobs: list[list[str]]) -> int:
     from runner.experiment import validate
     from runner.failure import foreseen
     from runner.identity import run_dir
+    from runner.progress import Live
     from runner.trainer import Interrupted
 
     for config in configs:
@@ -189,7 +190,11 @@ def _run(jobs: list[list[str]]) -> int:
     for config, overrides in zip(configs, jobs, strict=True):
         say(f"{run_dir(config['runs'], config)}")
         try:
-            summary = execute(config, overrides, _print_epoch)
+            if _speaks():
+                with Live(_metrics) as live:
+                    summary = execute(config, overrides, live)
+            else:
+                summary = execute(config, overrides)
         except Interrupted:
             say("  interrupted and saved; the same command resumes it")
             return REQUEUE
@@ -212,10 +217,6 @@ def _say(line: str) -> None:
     print(printable(line), flush=True)  # a recorded reason may be anything
 
 
-def _print_epoch(line: dict[str, Any]) -> None:
-    print(f"  epoch {line['epoch']:>3}  {_metrics(line)}  {line['time/epoch_s']:.2f} s", flush=True)
-
-
 def _cost(line: dict[str, Any]) -> str:
     """What the run's network does and what its training took, as the last epoch's line has it."""
     told = []
@@ -229,7 +230,7 @@ def _cost(line: dict[str, Any]) -> str:
     return "; ".join(told)
 
 
-def _metrics(line: dict[str, Any]) -> str:
+def _metrics(line: Mapping[str, Any]) -> str:
     shown = {name: value for name, value in line.items() if name.startswith(("train/", "test/", "mask/sparsity"))}
     return "  ".join(f"{name} {float(value):.4g}" for name, value in shown.items())  # recorded ones may be "nan"
 

@@ -45,8 +45,9 @@ def execute(
 
     With `weights`, a completed run whose checkpoint is gone is repeated: a stage needs it. `stop` is asked after every
     step, beside the signals, whether to save and stop. Under torchrun or srun every rank calls this with the same
-    arguments; all get the same summary, and rank 0 alone tells `progress`. Elsewhere it starts the ranks that
-    `trainer.devices` asks for. Misuse for bad input, `ParentFailed` when a parent has no weights to start from,
+    arguments; all get the same summary, and rank 0 alone tells `progress` every epoch's line, and its method `step`,
+    if it has one, every step. Elsewhere it starts the ranks that `trainer.devices` asks for. Misuse for bad input,
+    `ParentFailed` when a parent has no weights to start from,
     `Interrupted` after a signal. Any other exception is recorded as status `failed` and raised again.
     """
     settings, schedule, _ = validate(config)
@@ -113,6 +114,7 @@ def _execute(
             experiment = world.together(lambda: make(config))
             world.lead(begin)
             trainer = Trainer(experiment, directory, tell, lambda: signalled() or stop(), world)
+            trainer.tick = getattr(progress, "step", None)
             if parent is not None:
                 _start_from(trainer, config["start"], parent, first)
             history = trainer.fit()

@@ -1,13 +1,13 @@
-"""How far a set of runs is: a bar on a terminal, plain lines elsewhere; one line per finished run. No torch here."""
+"""How far a run or a set of runs is: a bar on a terminal, plain lines elsewhere. No torch here."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
@@ -102,6 +102,70 @@ class Progress:
         elif (part := int(self.share * _PARTS + 1e-9)) > self.told and len(self.settled) < len(self.epochs):
             self.told = part
             self.say(f"{self.share:.0%}: {self.describe()}")
+
+
+class Live:
+    """One run as it trains: on a terminal a bar with the newest numbers and the time left, elsewhere a line an epoch.
+
+    Use it as a context, and as what `execute` tells: it is called with every epoch's line of metrics, of which `told`
+    makes words, and `step` follows every step. The parents of a stage are shown as they train.
+    """
+
+    def __init__(
+        self,
+        told: Callable[[Mapping[str, Any]], str],
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.told = told
+        self.stream = stream or sys.stdout
+        self.clock = clock
+        self.words = ""
+        self.began = (0.0, 0)  # when the run's first step here had ended, and how many there were
+        self.done, self.shown = math.inf, -math.inf
+        self.bar: Bar | None = None
+        if self.stream.isatty():
+            columns = (BarColumn(20), TextColumn("{task.description}", markup=False))
+            self.bar = Bar(*columns, console=Console(file=self.stream), transient=True)
+            self.bar.add_task("", total=None)
+
+    def __enter__(self) -> Live:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        """An epoch has ended."""
+        self.words = self.told(line)
+        if self.bar is None:
+            seconds = f"{line['time/epoch_s']:.2f} s"
+            print(f"  epoch {line['epoch']:>3}  {self.words}  {seconds}", file=self.stream, flush=True)
+
+    def step(self, done: int, per_epoch: int, total: int) -> None:
+        """`done` of `total` steps have been taken."""
+        if self.bar is None:
+            return
+        now = self.clock()
+        if done < self.done:  # another run, or the first
+            self.began, self.words, self.shown = (now, done), "", -math.inf
+        self.done = done
+        if now - self.shown < _REFRESH_S and done < total:
+            return
+        self.shown = now
+        epoch = f"epoch {min(1 + done // per_epoch, total // per_epoch)}/{total // per_epoch}"
+        taken = done - self.began[1]
+        left = f"{duration((now - self.began[0]) / taken * (total - done))} left" if taken else ""
+        words = "  ".join(word for word in (epoch, left, self.words) if word)
+        self.bar.update(self.bar.task_ids[0], completed=done, total=total, description=words)
+
+
+_REFRESH_S = 0.1
 
 
 def duration(seconds: float) -> str:

@@ -35,6 +35,8 @@ from runner.world import ALONE, World
 
 log = logging.getLogger("regrow")
 Progress = Callable[[dict[str, Any]], None]
+#: Told after every step how many have been taken, how many an epoch has, and how many there are.
+Tick = Callable[[int, int, int], None]
 
 
 class Interrupted(Exception):
@@ -59,6 +61,7 @@ class Trainer:
         self.e = experiment
         self.directory = directory
         self.progress = progress
+        self.tick: Tick | None = None
         self.stop = stop
         self.world = world
         e = experiment
@@ -159,6 +162,8 @@ class Trainer:
             self.step(order[start : start + size])
             self.batch += 1
             ctx.step += 1
+            if self.tick is not None:
+                self.tick(ctx.step, ctx.steps_per_epoch, ctx.total_steps)
             stop, due = self.replicas.decide(self.stop(), self.is_save_due())
             if stop or due:
                 self.save()

@@ -20,7 +20,7 @@ from runner.compose import compose
 from runner.errors import Misuse
 from runner.local import capacity, conclusion, execute_all
 from runner.pool import Pool
-from runner.progress import Progress, duration
+from runner.progress import Live, Progress, duration
 from runner.records import RunDirectory
 from runner.submission import Task
 
@@ -338,11 +338,12 @@ def test_epochs_of_before_do_not_count_as_speed() -> None:
     assert progress.share == pytest.approx(0.91)
 
 
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "150")
     stream = Terminal()
@@ -352,6 +353,34 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     text = stream.getvalue()
     assert "[1/2] [bold]one[/bold] completed" in text  # no markup
     assert "50%" in text and "1/2 runs, 4/8 epochs" in text
+
+
+def test_a_run_on_a_terminal_is_one_line_that_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest numbers, the epoch and the time left by the speed of the steps that were taken here."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "150")
+    stream, clock = Terminal(), Clock()
+    with Live(lambda line: f"test/accuracy {line['accuracy']} [red]", stream, clock) as live:
+        for done in range(101, 116):  # resumed after ten epochs of ten steps
+            live.step(done, 10, 200)
+            clock.now += 2
+            if done == 110:
+                live({"epoch": 11, "accuracy": 12.5, "time/epoch_s": 20.0})
+            if done == 102:
+                live.bar and live.bar.refresh()
+    text = stream.getvalue()
+    assert "epoch 11/20  3 min 16 s left" in text  # 98 steps of 2 s
+    assert "epoch 12/20  2 min 50 s left  test/accuracy 12.5 [red]" in text  # no markup
+    assert text.count("\n") <= 2  # and then it is gone
+    parent, child = io.StringIO(), Live(str, Terminal(), clock)
+    child.step(50, 10, 100)
+    child.step(1, 5, 20)  # a stage after its parent
+    assert child.bar is not None and child.bar.tasks[0].description == "epoch 1/4"
+    assert child.bar.tasks[0].completed == 1 and child.bar.tasks[0].total == 20
+    with Live(lambda line: "loss 1", parent, clock) as plain:
+        plain.step(1, 1, 2)
+        plain({"epoch": 1, "time/epoch_s": 0.5})
+    assert parent.getvalue() == "  epoch   1  loss 1  0.50 s\n"
 
 
 def test_a_stream_that_has_gone_stops_nothing() -> None:
