@@ -115,7 +115,7 @@ def test_a_command_prints_the_table_below_it() -> None:
             command,
         )
         compared += 1
-    assert compared == 9
+    assert compared == 10
 
 
 def following(pattern: str) -> list[tuple[str, str, list[str]]]:
