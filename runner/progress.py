@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
@@ -16,7 +16,24 @@ from rich.progress import Progress as Bar
 _PARTS = 10  # how many times plain output says how far it is
 
 
-class Progress:
+class _Barred:
+    """Has a bar, on a terminal, while it is a context."""
+
+    bar: Bar | None
+
+    def __enter__(self) -> Self:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+class Progress(_Barred):
     """The progress of runs of `epochs[i]` epochs each; the estimate of the time left counts epochs, not runs.
 
     Use it as a context. A stream that has gone (a closed terminal or pipe) silences it and stops nothing.
@@ -33,22 +50,11 @@ class Progress:
         self.trained = 0  # epochs that passed before our eyes: a resumed run brings others along
         self.began: float | None = None
         self.told = 0
-        self.bar: Bar | None = None
+        self.bar = None
         if self.stream.isatty():
             columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
             self.bar = Bar(*columns, console=Console(file=self.stream))
             self.bar.add_task(self.describe(), total=max(1, sum(self.epochs)))
-
-    def __enter__(self) -> Progress:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.bar is not None:
-            self.bar.stop()
 
     def epoch(self, index: int, epoch: int, seconds: float) -> None:
         """Run `index` has finished this epoch (the first is 1), which took so many seconds."""
@@ -104,7 +110,7 @@ class Progress:
             self.say(f"{self.share:.0%}: {self.describe()}")
 
 
-class Live:
+class Live(_Barred):
     """One run as it trains: on a terminal a bar with the newest numbers and the time left, elsewhere a line an epoch.
 
     Use it as a context, and as what `execute` tells: it is called with every epoch's line of metrics, of which `told`
@@ -123,22 +129,11 @@ class Live:
         self.words = ""
         self.began = (0.0, 0)  # when the run's first step here had ended, and how many there were
         self.done, self.shown = math.inf, -math.inf
-        self.bar: Bar | None = None
+        self.bar = None
         if self.stream.isatty():
             columns = (BarColumn(20), TextColumn("{task.description}", markup=False))
             self.bar = Bar(*columns, console=Console(file=self.stream), transient=True)
             self.bar.add_task("", total=None)
-
-    def __enter__(self) -> Live:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.bar is not None:
-            self.bar.stop()
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         """An epoch has ended."""
